@@ -1,0 +1,1 @@
+"""Released PyTorch checkpoints to this project's weights, read without torch."""

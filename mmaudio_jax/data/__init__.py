@@ -1,0 +1,1 @@
+"""Media files, feature sets and the stream of training examples."""

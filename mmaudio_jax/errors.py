@@ -1,0 +1,27 @@
+"""How a user's mistake reaches the user: one sentence, exit code 1, no stack trace."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message says what is wrong, where, and what to do."""
+
+
+def main(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Wraps an entry point: a `UserError` is printed as `error: …` and ends the process with code 1."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            code = 130
+        sys.exit(code or 0)
+
+    return run

@@ -1,0 +1,160 @@
+"""Converted weights on disk: one folder a network, `params/` (Orbax) beside `metadata.json`.
+
+`metadata.json` names the network and its config, so that a folder loads without being told what it is, and
+says where the weights come from (source name and hashes, licence, versions, element count, content hash).
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+import mmaudio_jax
+from mmaudio_jax import trees
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import atomic_directory
+
+SCHEMA_VERSION = 1
+
+# network name: (module, network class, config class)
+NETWORKS = {
+    "mmaudio": ("mmaudio_jax.models.mmaudio", "MMAudio", "MMAudioConfig"),
+    "vae": ("mmaudio_jax.models.vae", "VAE", "VAEConfig"),
+    "bigvgan": ("mmaudio_jax.models.bigvgan", "BigVGAN", "BigVGANConfig"),
+    "clip": ("mmaudio_jax.models.clip", "CLIP", "CLIPConfig"),
+    "synchformer": ("mmaudio_jax.models.synchformer", "Synchformer", "SynchformerConfig"),
+}
+
+
+def network_class(network: str) -> type[nnx.Module]:
+    """The module class of a network's name, imported on demand."""
+    module, name, _ = NETWORKS[network]
+    return getattr(importlib.import_module(module), name)
+
+
+def config_class(network: str) -> type:
+    """The frozen config dataclass of a network's name."""
+    module, _, name = NETWORKS[network]
+    return getattr(importlib.import_module(module), name)
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """SHA-256 over every path, shape, dtype and byte, independent of how the files are laid out."""
+    digest = hashlib.sha256()
+    for path in sorted(params):
+        array = np.ascontiguousarray(params[path])
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A network's config and parameters, as `load` read them."""
+
+    directory: Path
+    network: str
+    config: Any
+    params: trees.Params
+    metadata: dict[str, Any]
+
+    def graphdef(self, **numerics) -> nnx.GraphDef:
+        """The network's definition; `numerics` are its `dtype` and `precision`."""
+        cls = network_class(self.network)
+        return trees.abstract(lambda: cls(self.config, rngs=nnx.Rngs(0), **numerics))[0]
+
+    def module(self, **numerics) -> nnx.Module:
+        """The network with these parameters."""
+        return trees.merge(self.graphdef(**numerics), self.params)
+
+
+def save(
+    directory: Path, network: str, config: Any, params: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a weights folder, whole or not at all.
+
+    Args:
+        directory: the folder to make; it must not exist.
+        network: a key of `NETWORKS`.
+        config: that network's config dataclass.
+        params: flat parameters, exactly those of the network.
+        provenance: source name, hashes and licence, kept in `metadata.json`.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    import orbax.checkpoint as ocp
+
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "network": network,
+        "config": dataclasses.asdict(config),
+        "elements": trees.count(params),
+        "fingerprint": fingerprint(params),
+        "mmaudio_jax_version": mmaudio_jax.__version__,
+        **(provenance or {}),
+    }
+    with atomic_directory(directory) as temporary:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(temporary.absolute() / "params", dict(params))
+        (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def load(directory: Path, network: str) -> Weights:
+    """Reads a weights folder.
+
+    Args:
+        directory: e.g. `weights/small_16k`.
+        network: what it must hold, a key of `NETWORKS`.
+
+    Raises:
+        UserError: it is not there (names the command that makes it), holds another network or is damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory)
+    try:
+        metadata = json.loads((directory / "metadata.json").read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"there are no weights in {directory}; make them with `python -m convert FILE --out {directory.parent}`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / 'metadata.json'} cannot be read ({error}); convert the weights again") from None
+    if metadata.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(
+            f"{directory} has schema version {metadata.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
+            "convert the weights again"
+        )
+    if metadata["network"] != network:
+        raise UserError(f"{directory} holds a {metadata['network']} network where a {network} one is needed")
+    config = config_class(network)(**_tuples(metadata["config"]))
+    cls = network_class(network)
+    _, shapes = trees.abstract(lambda: cls(config, rngs=nnx.Rngs(0)))
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in shapes.items()}
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            params = checkpointer.restore(
+                (directory / "params").absolute(),
+                item=target,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            )
+    except Exception as error:  # Orbax and TensorStore raise many kinds; each means that the folder is not whole
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
+    return Weights(directory, network, config, params, metadata)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where the configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
