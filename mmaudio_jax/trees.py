@@ -22,18 +22,24 @@ Mask = dict[str, bool]
 def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
     """Splits a module into its static definition and its flat parameters; `merge` is the inverse."""
     graphdef, state = nnx.split(module)
-    return graphdef, {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    return graphdef, {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
     """The module with these parameters; cheap enough to call inside a traced function."""
-    return nnx.merge(graphdef, nnx.from_flat_state({_split(path): leaf for path, leaf in params.items()}))
+    return nnx.merge(graphdef, nnx.from_flat_state({parse(path): leaf for path, leaf in params.items()}))
 
 
 def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """The definition, shapes and dtypes of the module that `build` would make, without allocating it."""
     graphdef, state = nnx.split(nnx.eval_shape(build))
-    return graphdef, {_join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    return graphdef, {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+
+
+def trainable(build: Callable[[], nnx.Module]) -> list[str]:
+    """Paths of the leaves that may be trained: `nnx.Param`s, not the stored statistics."""
+    state = nnx.state(nnx.eval_shape(build))
+    return [join(path) for path, leaf in nnx.to_flat_state(state) if isinstance(leaf, nnx.Param)]
 
 
 def match(pattern: str, paths: Iterable[str]) -> list[str]:
@@ -71,9 +77,11 @@ def count(tree: Mapping[str, Any]) -> int:
     return sum(leaf.size for leaf in tree.values())
 
 
-def _join(path: tuple) -> str:
+def join(path: tuple) -> str:
+    """('blocks', 0, 'kernel') → 'blocks.0.kernel'."""
     return ".".join(map(str, path))
 
 
-def _split(path: str) -> tuple:
+def parse(path: str) -> tuple:
+    """The inverse of `join`."""
     return tuple(int(part) if part.isdigit() else part for part in path.split("."))

@@ -1,0 +1,79 @@
+"""Where a run's numbers go: the console, TensorBoard, and metrics.jsonl for machines."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mmaudio_jax.files import atomic_file
+
+CONSOLE = {  # tag: (label, format)
+    "train/loss": ("loss", ".4f"),
+    "train/loss_t0.0-0.3": ("t<0.3", ".3f"),
+    "train/loss_t0.3-0.7": ("t<0.7", ".3f"),
+    "train/loss_t0.7-1.0": ("t≥0.7", ".3f"),
+    "train/velocity_norm": ("|v|", ".2f"),
+    "train/target_norm": ("|target|", ".2f"),
+    "train/velocity_cosine": ("cos", ".3f"),
+    "train/grad_norm": ("grad", ".3f"),
+    "train/learning_rate": ("lr", ".2e"),
+    "train/samples_per_second": ("samples/s", ".1f"),
+    "validation/loss": ("validation loss", ".4f"),
+}
+
+
+class MetricWriter:
+    """Writes each measure to the three places, and keeps the progress bar.
+
+    Args:
+        workdir: gets metrics.jsonl and TensorBoard's event files.
+        start_step: where the run goes on; what an interrupted run had written after it is dropped.
+        num_steps: the run's end, for the remaining time.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, num_steps: int):
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            self._truncate(start_step)
+        self._file = open(self._path, "a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def _truncate(self, step: int) -> None:
+        lines = self._path.read_text().splitlines()
+        with atomic_file(self._path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if _step(line) <= step))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Records {tag: value} at a step."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        for tag, value in values.items():
+            self._board.add_scalar(tag, value, step)
+        shown = [f"{label} {values[tag]:{form}}" for tag, (label, form) in CONSOLE.items() if tag in values]
+        if values.get("train/skipped"):
+            shown.append("NOT FINITE: step skipped")
+        self._bar.write(f"step {step:>6}  " + "  ".join(shown))
+
+    def progress(self, step: int) -> None:
+        """Moves the progress bar."""
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        self._bar.close()
+        self._board.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; a line cut off by a kill counts as never written."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

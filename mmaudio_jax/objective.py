@@ -1,0 +1,117 @@
+"""The training objective of MMAudio: posterior draw, normalisation, condition dropping, flow-matching loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from mmaudio_jax import flow_matching
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.models.mmaudio import MMAudio
+
+T_RANGES = {"t0.0-0.3": (0.0, 0.3), "t0.3-0.7": (0.3, 0.7), "t0.7-1.0": (0.7, 1.01)}
+
+Batch = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """How a training sample is drawn.
+
+    Attributes:
+        t_distribution: `logit_normal` (published) or `uniform`.
+        drop_video: probability that a sample's clip and sync features, together, become the empty ones.
+        drop_text: probability that a sample's text features become the empty ones.
+    """
+
+    t_distribution: str
+    drop_video: float
+    drop_text: float
+
+    def __post_init__(self):
+        if self.t_distribution not in flow_matching.T_DISTRIBUTIONS:
+            known = ", ".join(flow_matching.T_DISTRIBUTIONS)
+            raise UserError(f"objective.t_distribution is {self.t_distribution!r}; it must be one of {known}")
+        for name in ("drop_video", "drop_text"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"objective.{name} is {getattr(self, name)}; it must lie in [0, 1]")
+
+
+class Draws(NamedTuple):
+    """The random part of a batch: noise, normalised latent, time, and which conditions are dropped."""
+
+    x0: Float[Array, "b n z"]
+    x1: Float[Array, "b n z"]
+    t: Float[Array, " b"]
+    drop_video: Bool[Array, " b"]
+    drop_text: Bool[Array, " b"]
+
+
+def draw(model: MMAudio, batch: Batch, key: Key[Array, ""], config: ObjectiveConfig) -> Draws:
+    """Draws each sample from `key` and its position in the stream alone, whatever batch it sits in."""
+
+    def one(position, mean, std):
+        k_posterior, k_noise, k_t, k_video, k_text = jax.random.split(jax.random.fold_in(key, position), 5)
+        return Draws(
+            x0=jax.random.normal(k_noise, mean.shape),
+            x1=mean + std * jax.random.normal(k_posterior, mean.shape),
+            t=flow_matching.sample_t(k_t, config.t_distribution),
+            drop_video=jax.random.bernoulli(k_video, config.drop_video),
+            drop_text=jax.random.bernoulli(k_text, config.drop_text),
+        )
+
+    draws = jax.vmap(one)(batch["position"], batch["mean"], batch["std"])
+    return draws._replace(x1=model.normalize(draws.x1))
+
+
+def features(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Array, Array, Array]:
+    """Clip, sync and text features, with the empty ones where a sample drops or lacks them."""
+    no_video = (draws.drop_video | ~batch["has_video"])[:, None, None]
+    no_text = (draws.drop_text | ~batch["has_text"])[:, None, None]
+    return (
+        jnp.where(no_video, model.empty_clip_feat[...], batch["clip_f"]),
+        jnp.where(no_video, model.empty_sync_feat[...], batch["sync_f"]),
+        jnp.where(no_text, model.empty_string_feat[...], batch["text_f"]),
+    )
+
+
+def velocities(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Float[Array, "b n z"], Float[Array, "b n z"]]:
+    """The network's velocity and the target at the drawn points."""
+    xt = flow_matching.interpolate(draws.x0, draws.x1, draws.t)
+    predicted = model(xt, draws.t, *features(model, batch, draws))
+    return predicted, flow_matching.target_velocity(draws.x0, draws.x1)
+
+
+def make_loss(config: ObjectiveConfig) -> Callable:
+    """The loss that the trainer takes: (model, batch, key) → (loss, measures).
+
+    A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
+    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights).
+    """
+
+    def loss(model: MMAudio, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict]:
+        draws = draw(model, batch, key, config)
+        predicted, target = velocities(model, batch, draws)
+        error = flow_matching.squared_error(predicted, target)
+        norm_predicted, norm_target = (jnp.sqrt(jnp.mean(jnp.square(v), axis=(1, 2))) for v in (predicted, target))
+        cosine = jnp.mean(predicted * target, axis=(1, 2)) / jnp.maximum(norm_predicted * norm_target, 1e-12)
+        weight = batch.get("weight", jnp.ones_like(error))
+
+        def weighted(value, weight):
+            return jnp.sum(value * weight), jnp.sum(weight)
+
+        measures = {
+            "loss": weighted(error, weight),
+            "velocity_norm": weighted(norm_predicted, weight),
+            "target_norm": weighted(norm_target, weight),
+            "velocity_cosine": weighted(cosine, weight),
+        }
+        for name, (low, high) in T_RANGES.items():
+            measures[f"loss_{name}"] = weighted(error, weight * ((low <= draws.t) & (draws.t < high)))
+        total, count = measures["loss"]
+        return total / jnp.maximum(count, 1), measures
+
+    return loss

@@ -1,0 +1,84 @@
+"""Schedules and the gradient transformation of a run."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmaudio_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up (arXiv 1711.05101); steps are optimizer steps.
+
+    Attributes:
+        learning_rate: the peak.
+        schedule: after the warm-up, `constant` or `cosine` (to zero at the end of the run).
+        warmup_steps: step k < warmup_steps has the factor (k + 1) / (warmup_steps + 1).
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate.
+        clip_norm: the global norm that gradients are clipped to.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"optimizer.schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        if self.learning_rate <= 0:
+            raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
+        if self.clip_norm <= 0:
+            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive")
+
+
+def _constant(rate: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(rate)
+
+
+def _cosine(rate: float, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(rate, max(steps, 1))
+
+
+SCHEDULES = {"constant": _constant, "cosine": _cosine}
+
+
+def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the 0-based optimizer step, over a run of `num_steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rise, SCHEDULES[config.schedule](peak, num_steps - warmup)], [warmup])
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, max_norm / (norm + 1e-6)), the published recipe's form of clipping."""
+
+    def update(updates, state, params=None):
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clipping, AdamW and schedule, for the trained leaves of a tree."""
+    return optax.chain(
+        clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, num_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )
