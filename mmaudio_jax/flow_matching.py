@@ -39,9 +39,11 @@ def sample_t(key: Key[Array, ""], distribution: str) -> Float[Array, ""]:
     return T_DISTRIBUTIONS[distribution](key)
 
 
-def guided(conditional: Velocity, unconditional: Velocity, strength: Float[Array, ""]) -> Velocity:
+def guide(
+    conditional: Float[Array, "b n z"], unconditional: Float[Array, "b n z"], strength: Float[Array, ""]
+) -> Float[Array, "b n z"]:
     """Classifier-free guidance: w · v(cond) + (1 − w) · v(empty) (arXiv 2207.12598)."""
-    return lambda x, t: strength * conditional(x, t) + (1 - strength) * unconditional(x, t)
+    return strength * conditional + (1 - strength) * unconditional
 
 
 def euler(velocity: Velocity, x0: Float[Array, "b n z"], num_steps: int) -> Float[Array, "b n z"]:

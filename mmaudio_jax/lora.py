@@ -35,7 +35,7 @@ class LoRAConfig:
     alpha: float
     dropout: float
     targets: tuple[str, ...]
-    patterns: Mapping[str, str]
+    patterns: dict[str, str]
 
     def __post_init__(self):
         if self.rank < 1:
@@ -46,7 +46,9 @@ class LoRAConfig:
             raise UserError(f"lora.targets is empty; name some of {', '.join(self.patterns)}")
         for name in self.targets:
             if name not in self.patterns:
-                raise UserError(f"lora.targets names {name!r}, which is not in lora.patterns: {', '.join(self.patterns)}")
+                raise UserError(
+                    f"lora.targets names {name!r}, which is not in lora.patterns: {', '.join(self.patterns)}"
+                )
 
 
 class LowRank:
@@ -98,7 +100,12 @@ class LoRAConv(LowRank, nnx.Conv):
     def __call__(self, x: Float[Array, "b n n_in"]) -> Float[Array, "b n n_out"]:
         def product(x, a):
             return jax.lax.conv_general_dilated(
-                x, a, window_strides=(1,), padding="SAME", dimension_numbers=("NHC", "HIO", "NHC"), precision=self.precision
+                x,
+                a,
+                window_strides=(1,),
+                padding="SAME",
+                dimension_numbers=("NHC", "HIO", "NHC"),
+                precision=self.precision,
             )
 
         return nnx.Conv.__call__(self, x) + self._update(x, product)
@@ -111,9 +118,7 @@ def targeted(module: nnx.Module, config: LoRAConfig) -> dict[str, str]:
         UserError: a pattern matches no linear or convolution layer (the message names the nearest ones).
     """
     paths = [trees.join(path) for path, layer in nnx.iter_modules(module) if isinstance(layer, (nnx.Linear, nnx.Conv))]
-    return {
-        path: name for name in reversed(config.targets) for path in trees.match(config.patterns[name], paths)
-    }
+    return {path: name for name in reversed(config.targets) for path in trees.match(config.patterns[name], paths)}
 
 
 def insert(module: nnx.Module, config: LoRAConfig, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -160,6 +165,4 @@ def table(module: nnx.Module, config: LoRAConfig) -> str:
         rows.append((name, config.patterns[name], str(len(own)), f"{sum(size[path] for path in own):,}"))
     rows.append(("total", "", str(len(owner)), f"{sum(size.values()):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows
-    )
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)

@@ -106,7 +106,9 @@ def means(measures: Iterable[Measures]) -> dict[str, float]:
     return {name: float(total / weight) for name, (total, weight) in totals.items() if weight > 0}
 
 
-def evaluate(eval_step: Callable, state: State, frozen: trees.Params, batches: Iterable, key: jax.Array) -> dict[str, float]:
+def evaluate(
+    eval_step: Callable, state: State, frozen: trees.Params, batches: Iterable, key: jax.Array
+) -> dict[str, float]:
     """Mean measures over all batches; the same key gives the same draws at every pass."""
     return means([eval_step(state["params"], frozen, jax.device_put(batch), key) for batch in batches])
 

@@ -85,7 +85,9 @@ class TimestepEmbedder(nnx.Module):
         dim = config.hidden_dim
         self.frequency_dim, self.max_period = (dim, 1) if config.v2 else (256, 10_000)
         init = dict(kernel_init=nnx.initializers.normal(0.02))
-        self.mlp = nnx.List([linear(self.frequency_dim, dim, **init, **kw), jax.nn.silu, linear(dim, dim, **init, **kw)])
+        self.mlp = nnx.List(
+            [linear(self.frequency_dim, dim, **init, **kw), jax.nn.silu, linear(dim, dim, **init, **kw)]
+        )
 
     def frequencies(self) -> np.ndarray:
         """Radians a unit of t, float32, (frequency_dim / 2,): the order of operations is the published one."""
@@ -242,7 +244,11 @@ class MMAudio(nnx.Module):
         return x * self.latent_std[...] + self.latent_mean[...]
 
     def conditions(
-        self, clip_f: Float[Array, "b c f"], sync_f: Float[Array, "b s g"], text_f: Float[Array, "b t e"], latent_len: int
+        self,
+        clip_f: Float[Array, "b c f"],
+        sync_f: Float[Array, "b s g"],
+        text_f: Float[Array, "b t e"],
+        latent_len: int,
     ) -> Conditions:
         """Projects the features; independent of x and t.
 

@@ -1,0 +1,62 @@
+"""LoRA on small_16k: teaches the released 16 kHz model the sounds of your own clips.
+
+Command    python train.py --config configs/lora_16k.py --workdir runs/mine --config.data=data/mine
+           configs/lora_16k.py:small, :medium (the same as no suffix) or :large sets the size
+Hardware   one GPU, or a CPU for a try; batch 8 × accumulation 4
+"""
+
+from ml_collections import ConfigDict
+
+# name: (rank, targets), for 5–10, 10–50 and more than 50 source videos
+SIZES = {
+    "small": (32, ("qkv",)),
+    "medium": (64, ("qkv", "ffn")),
+    "large": (128, ("qkv", "ffn")),
+}
+
+
+def get_config(size: str = "medium") -> ConfigDict:
+    if size not in SIZES:
+        raise ValueError(f"configs/lora_16k.py:{size} does not exist; choose one of {', '.join(SIZES)}")
+    rank, targets = SIZES[size]
+    config = ConfigDict()
+    config.model = "small_16k"
+    config.weights = "weights"
+    config.data = "data/mine"
+    config.validation_fraction = 0.15  # of the source videos
+    config.seed = 0
+
+    config.batch_size = 8
+    config.accumulation = 4
+    config.num_steps = 3000
+    config.log_every = 10
+    config.eval_every = 300  # validate, then save
+    config.workers = 2
+    config.compute_dtype = "auto"
+    config.matmul_precision = "default"
+
+    config.lora = ConfigDict()
+    config.lora.rank = rank
+    config.lora.alpha = 64.0
+    config.lora.dropout = 0.1
+    config.lora.targets = targets  # of the patterns below
+    config.lora.patterns = ConfigDict()
+    config.lora.patterns.qkv = r".*\.attn\.qkv"
+    config.lora.patterns.attention_output = r".*\.linear1"
+    config.lora.patterns.ffn = r".*_blocks\..*\.ffn\.w[123]"
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 200
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
+
+    config.objective = ConfigDict()
+    config.objective.t_distribution = "logit_normal"
+    config.objective.drop_video = 0.1
+    config.objective.drop_text = 0.1
+    return config

@@ -1,0 +1,110 @@
+"""Checkpoints of a run: the trained leaves, optimizer state and step, and what they belong to. Never the base."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mmaudio_jax import trees
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.training import State
+
+KEEP = 3  # the newest checkpoints that are kept
+MAY_CHANGE = ("config.log_every", "config.workers")  # what a resumed run may set otherwise
+
+
+class RunCheckpoints:
+    """The checkpoints in `workdir/checkpoints`, written in the background, each whole or not there.
+
+    Args:
+        workdir: the run's folder.
+        run: what the run is, JSON values: `config`, `base` (path, fingerprint), version. It is stored with every
+            checkpoint; opening a folder that holds another run's is an error.
+
+    Raises:
+        UserError: the folder belongs to another run (names the first key that differs).
+    """
+
+    def __init__(self, workdir: Path, run: Mapping[str, Any]):
+        self._run = dict(run)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self.latest_step: int | None = self._manager.latest_step()
+        if self.latest_step is not None:
+            stored = _read_run(self._manager, self.latest_step)
+            _check_same("", stored, self._run, workdir)
+
+    def save(self, step: int, state: State, data: Mapping[str, Any]) -> None:
+        """Starts saving; the state has been copied when this returns. `data` is the stream's place, for the record."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave({**self._run, "data": dict(data)})
+            ),
+        )
+
+    def restore(self, like: State) -> State:
+        """The newest state; `like` gives structure, shapes and devices."""
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        return _restore(self._manager, self.latest_step, target)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A trained adapter: its leaves, its step, and the run that it comes from."""
+
+    params: trees.Params
+    step: int
+    run: dict[str, Any]
+
+
+def load_adapter(workdir: Path) -> Adapter:
+    """The newest adapter of a run.
+
+    Raises:
+        UserError: the folder holds no checkpoint.
+    """
+    folder = (workdir / "checkpoints").absolute()
+    if not folder.is_dir():
+        raise UserError(f"{workdir} is no training run: there is no {folder.name} folder in it")
+    with ocp.CheckpointManager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
+        tree = manager.item_metadata(step)["state"].tree
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in tree["params"].items()}
+        params = _restore(manager, step, {"params": target}, partial_restore=True)["params"]
+        return Adapter(params, step, _read_run(manager, step))
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
+    args = ocp.args.PyTreeRestore(
+        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options
+    )
+    return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+
+def _read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+
+def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:
+    if isinstance(asked, Mapping) and isinstance(stored, Mapping):
+        for key in asked:
+            _check_same(f"{name}.{key}" if name else key, stored.get(key), asked[key], workdir)
+    elif name not in MAY_CHANGE and (list(stored) if isinstance(stored, tuple) else stored) != (
+        list(asked) if isinstance(asked, tuple) else asked
+    ):
+        raise UserError(
+            f"{workdir} holds another run: its {name} is {stored!r}, now it is {asked!r}; "
+            "give the old value to go on with it, or another --workdir"
+        )

@@ -1,0 +1,184 @@
+"""One training run of MMAudio: from its config to the loop."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import mmaudio_jax
+from mmaudio_jax import lora, objective, optim, training, trees, weights
+from mmaudio_jax.checkpoint import RunCheckpoints
+from mmaudio_jax.data import dataset, records
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.metrics import MetricWriter
+from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
+
+COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run; config files in configs/ fill it.
+
+    Attributes:
+        model: name of the base under `weights`.
+        weights: folder of converted weights.
+        data: a feature set.
+        validation_fraction: share of the source videos that validate and never train.
+        seed: of every draw, the order of examples and the adapter's start.
+        batch_size: examples a micro-batch.
+        accumulation: micro-batches an optimizer step.
+        num_steps: optimizer steps.
+        log_every: steps between lines of training measures.
+        eval_every: steps between validations, each followed by a checkpoint.
+        workers: processes that read examples; 0 reads in this one.
+        compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU.
+        matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
+        lora: what is adapted.
+        optimizer: AdamW and its schedule.
+        objective: how a sample is drawn.
+    """
+
+    model: str
+    weights: str
+    data: str
+    validation_fraction: float
+    seed: int
+    batch_size: int
+    accumulation: int
+    num_steps: int
+    log_every: int
+    eval_every: int
+    workers: int
+    compute_dtype: str
+    matmul_precision: str
+    lora: lora.LoRAConfig
+    optimizer: optim.OptimizerConfig
+    objective: objective.ObjectiveConfig
+
+    def __post_init__(self):
+        for name in ("batch_size", "accumulation", "num_steps", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.workers < 0:
+            raise UserError(f"config.workers is {self.workers}; it must be 0 or more")
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"config.validation_fraction is {self.validation_fraction}; it must lie in (0, 1)")
+        for name, known in (
+            ("compute_dtype", ("auto", *COMPUTE_DTYPES)),
+            ("matmul_precision", ("default", "high", "highest")),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(f"config.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a `compute_dtype` setting on this machine."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return COMPUTE_DTYPES[name]
+
+
+def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) -> None:
+    """Raises a UserError if the feature set was made for another model (other VAE, other encoders)."""
+    shapes = features.metadata.shapes
+    for array, width, what in (
+        ("mean", config.latent_dim, "latent channels"),
+        ("clip_f", config.clip_dim, "CLIP channels"),
+        ("sync_f", config.sync_dim, "sync channels"),
+        ("text_f", config.text_dim, "text channels"),
+    ):
+        if array in shapes and shapes[array][-1] != width:
+            raise UserError(
+                f"{features.path} has {shapes[array][-1]} {what}, {model} needs {width}: "
+                "extract the features again for this model"
+            )
+
+
+def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
+    """Trains, or goes on training, in `workdir`; a dry run prints what would happen and stops."""
+    base = weights.load(Path(config.weights) / config.model, "mmaudio")
+    features = records.open_features(config.data)
+    check_fits(features, base.config, config.model)
+    train_rows, validation_rows = dataset.split_by_source(features, config.validation_fraction, config.seed)
+
+    numerics = dict(dtype=compute_dtype(config.compute_dtype), precision=config.matmul_precision)
+    root_key = jax.random.key(config.seed)
+    lora_key, run_key = jax.random.split(root_key)
+
+    def build():
+        network = MMAudio(base.config, rngs=nnx.Rngs(0), **numerics)
+        return lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
+
+    graphdef, shapes = trees.abstract(build)
+    mask = trees.mask([lora.ADAPTER], shapes)
+    print(lora.table(nnx.eval_shape(build), config.lora))
+    print(
+        f"{config.model}: {trees.count(base.params):,} parameters, frozen; "
+        f"adapter: {trees.count(trees.partition(shapes, mask)[0]):,}, trained\n"
+        f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
+        f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
+        f"compute in {jnp.dtype(numerics['dtype']).name} on {jax.local_device_count()} {jax.default_backend()} device(s)"
+    )
+    if dry_run:
+        return
+
+    optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
+    trained, frozen = trees.partition(training.initial_params(build, base.params), mask)
+    state = training.initial_state(trained, optimizer)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = RunCheckpoints(
+        workdir,
+        {
+            "config": dataclasses.asdict(config),
+            "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
+            "mmaudio_jax_version": mmaudio_jax.__version__,
+        },
+    )
+    if checkpoints.latest_step is not None:
+        state = checkpoints.restore(state)
+        print(f"going on from step {checkpoints.latest_step} of {workdir}")
+    start, global_batch = int(state["step"]), config.batch_size * config.accumulation
+    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+    schedule = optim.learning_rate(config.optimizer, config.num_steps)
+    writer = MetricWriter(workdir, start, config.num_steps)
+    last = {"step": start, "time": time.perf_counter()}
+
+    def log(step: int, values: dict[str, float]) -> None:
+        if "train/loss" in values:
+            now = time.perf_counter()
+            values["train/learning_rate"] = float(schedule(step - 1))
+            values["train/samples_per_second"] = (step - last["step"]) * global_batch / (now - last["time"])
+            last.update(step=step, time=now)
+        writer.write(step, values)
+
+    loss = objective.make_loss(config.objective)
+    stream = dataset.training_batches(
+        features, train_rows, batch_size=global_batch, seed=config.seed, start_step=start, workers=config.workers
+    )
+    try:
+        training.fit(
+            train_step=training.make_train_step(graphdef, loss, optimizer),
+            eval_step=training.make_eval_step(graphdef, loss),
+            state=state,
+            frozen=frozen,
+            batches=training.micro_batched(stream, config.accumulation),
+            validation=lambda: dataset.validation_batches(features, validation_rows, batch_size=config.batch_size),
+            key=run_key,
+            num_steps=config.num_steps,
+            log_every=config.log_every,
+            eval_every=config.eval_every,
+            log=log,
+            save=lambda step, state: checkpoints.save(step, state, {"next_position": step * global_batch}),
+            progress=writer.progress,
+        )
+    finally:
+        stream.close()
+        checkpoints.close()
+        writer.close()
+    print(f"the adapter is in {workdir}; hear it with `python sample.py --adapter {workdir} …`")

@@ -1,0 +1,43 @@
+"""Trains an experiment of configs/: `python train.py --config configs/lora_16k.py --workdir runs/mine`."""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from mmaudio_jax import errors
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; started again with the same one, it goes on.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be trained, and stop.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it ends the process with one sentence."""
+    try:
+        rest = flags.FLAGS(arguments)
+        CONFIG.value.to_dict()  # a config file that could not be loaded says so only when it is read
+        return rest
+    except AttributeError as error:  # a locked config's answer to a key that it does not have
+        cause = error.args[0]
+        text = str(cause.args[0] if isinstance(cause, Exception) else cause)
+        sys.exit(f"error: no such config key: {' '.join(text.split())}; the file that --config names lists them")
+    except OSError:
+        sys.exit(f"error: there is no config file {config_flags.get_config_filename(flags.FLAGS['config'])}")
+    except (flags.Error, ValueError) as error:
+        sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+
+
+@errors.main
+def main(_) -> None:
+    """Hands the config over to the experiment."""
+    from mmaudio_jax import config, experiment
+
+    train_config = config.from_mapping(experiment.TrainConfig, CONFIG.value.to_dict())
+    experiment.run(train_config, Path(WORKDIR.value), DRY_RUN.value)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
