@@ -1,0 +1,96 @@
+"""clips.tsv: which part of which video is a clip, and what is heard in it."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path, PurePosixPath
+
+from mmaudio_jax.data.table import Row, read_table
+from mmaudio_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One row of clips.tsv.
+
+    Attributes:
+        id: unique, safe as a file name.
+        video: path of the file, inside the root folder.
+        start_time, end_time: seconds within the file.
+        caption: what is heard; never empty.
+        line: the row's line in the table.
+        columns: all columns as they stand in the table, `id` among them.
+    """
+
+    id: str
+    video: Path
+    start_time: float
+    end_time: float
+    caption: str
+    line: int
+    columns: Row
+
+
+def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
+    """Reads and checks clips.tsv; whether the videos can be used is found out when they are read.
+
+    Columns: video_path (relative to `root`), start_time, end_time, caption, and id; without an id column the
+    id is `title_folder` and the stem of `video_path`, joined by `_`. Other columns are kept as provenance.
+
+    Raises:
+        UserError: a column is missing, there are no rows, or a row has an id that is a path or occurs twice,
+            a video outside `root`, times that are no interval, or no caption.
+    """
+    table = read_table(path)
+    table.require("video_path", "start_time", "end_time", "caption")
+    if "id" not in table.columns and "title_folder" not in table.columns:
+        table.require("id")
+    if not table.rows:
+        raise UserError(f"{path} has no clips: there is no row after the column names")
+    root = Path(root).resolve()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; --root must name the folder that video_path starts from")
+    clips: dict[str, Clip] = {}
+    for row, line in zip(table.rows, table.lines, strict=True):
+        try:
+            clip = _clip(row, line, root)
+        except ValueError as error:
+            raise UserError(f"{path} row {line}: {error}") from None
+        if clip.id in clips:
+            raise UserError(
+                f"{path} rows {clips[clip.id].line} and {line} have the same id {clip.id!r}; "
+                "every clip needs its own"
+            )
+        clips[clip.id] = clip
+    return list(clips.values())
+
+
+def _clip(row: Row, line: int, root: Path) -> Clip:
+    video_path = row["video_path"].strip()
+    if not video_path:
+        raise ValueError("video_path is empty")
+    video = (root / video_path).resolve()
+    if not video.is_relative_to(root):
+        raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
+    id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
+    if not id.strip() or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
+        raise ValueError(
+            f"the id {id!r} cannot name a file; it must not be empty, start with a dot or hold / or \\"
+        )
+    start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
+    if end <= start:
+        raise ValueError(f"end_time {end:g} is not after start_time {start:g}")
+    caption = row["caption"].strip()
+    if not caption:
+        raise ValueError("the caption is empty; say what is heard")
+    return Clip(id, video, start, end, caption, line, {"id": id, **row})
+
+
+def _seconds(row: Row, name: str) -> float:
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} {row[name]!r} is not a number of seconds")
+    return value

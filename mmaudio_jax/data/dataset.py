@@ -1,0 +1,164 @@
+"""The Grain stream: shuffled by seed, sharded by process, its order a function of (seed, step) alone.
+
+The stream is one endless sequence of positions, each epoch of it a permutation drawn from the seed. The
+global batch of step s is positions [s·B, (s+1)·B); process p of P takes every P-th of them, from the p-th on.
+So a run that starts again at a step needs the step and nothing else, on any number of workers or processes.
+"""
+
+import atexit
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mmaudio_jax.data.example import Example, FeatureSet
+from mmaudio_jax.errors import UserError
+
+READ_THREADS = 4
+WORKER_BUFFER = 4  # examples a worker holds ready in shared memory
+
+Batch = dict[str, np.ndarray]
+
+
+def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the examples into (training, validation) indices by source video, so that no video is in both.
+
+    Args:
+        features: its `sources` say which video each example comes from.
+        fraction: of the source videos for validation, in [0, 1); rounded, but each side keeps at least one.
+        seed: of the draw.
+
+    Raises:
+        UserError: the fraction is out of range, or there are not two source videos to split.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"the validation fraction must be in [0, 1), not {fraction:g}")
+    sources = np.array(features.sources)
+    names = np.unique(sources)
+    if fraction == 0:
+        return np.arange(len(features)), np.arange(0)
+    if len(names) < 2:
+        raise UserError(
+            f"all {len(features)} examples of {features.path} come from one source video ({names[0]}): "
+            "none is left for validation; add another video or set the validation fraction to 0"
+        )
+    count = min(max(round(fraction * len(names)), 1), len(names) - 1)
+    held_out = np.random.default_rng(seed).permutation(names)[:count]
+    validation = np.isin(sources, held_out)
+    return np.flatnonzero(~validation), np.flatnonzero(validation)
+
+
+class _Read:
+    """Reads the example of a row and says at which position of the stream it stands."""
+
+    def __init__(self, features: FeatureSet):
+        self._features = features
+
+    def __call__(self, position: int, row: np.integer) -> Example:
+        return self._features[int(row)] | {"position": np.int64(position)}
+
+
+def training_batches(
+    features: FeatureSet,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Endless batches for one process, the same whatever `workers`, `process_count` and `start_step` are.
+
+    Args:
+        features: the set.
+        indices: the examples to train on.
+        batch_size: of the global batch; each process gets `batch_size / process_count` of it.
+        seed: of the order, 0 ≤ seed < 2³².
+        start_step: the step whose batch comes first.
+        process_index, process_count: this process among all.
+        workers: processes that read ahead; 0 reads in threads. Each starts as a fresh interpreter, so a
+            script must keep its work under `if __name__ == "__main__"`.
+
+    Returns:
+        An iterator of examples stacked along a first axis, with `position` (b,) int64, each example's place
+        in the global stream: the key of every random draw. `close()` it when done.
+
+    Raises:
+        UserError: there is nothing to train on, the batch cannot be shared out, or (on iteration) a damaged
+            example.
+    """
+    import grain
+
+    if len(indices) == 0:
+        raise UserError(f"there is no example of {features.path} to train on")
+    local_size = _local_size(batch_size, process_count)
+    stream = grain.MapDataset.source(np.asarray(indices)).seed(seed).shuffle().repeat()
+    stream = stream.map_with_index(_Read(features))[start_step * batch_size + process_index :: process_count]
+    dataset = stream.to_iter_dataset(_read_options(local_size))
+    if workers:
+        _parse_flags()
+        # batched after the workers: within them the stream would depend on their number
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER)
+        )
+    return _iterate(dataset.batch(local_size))
+
+
+def validation_batches(
+    features: FeatureSet,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example once, in fixed order, in batches of one shape.
+
+    Returns:
+        An iterator as of `training_batches`; `position` counts from 0, and `weight` (b,) float32 is 1, or 0
+        for the examples that fill up the last batch.
+    """
+    import grain
+
+    local_size = _local_size(batch_size, process_count)
+    padded = -(-len(indices) // batch_size) * batch_size
+    rows = np.resize(np.asarray(indices, np.int64), padded)
+    weight = (np.arange(padded) < len(indices)).astype(np.float32)
+    stream = grain.MapDataset.source(rows).map_with_index(_Read(features))
+    stream = stream.map(lambda example: example | {"weight": weight[example["position"]]})
+    return _iterate(
+        stream[process_index::process_count].to_iter_dataset(_read_options(local_size)).batch(local_size)
+    )
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"a batch of {batch_size} cannot be shared out among {process_count} processes")
+    return batch_size // process_count
+
+
+def _read_options(local_size: int):
+    """Two batches ahead: Grain's default of 500 examples would be 600 MB."""
+    import grain
+
+    return grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=max(2 * local_size, READ_THREADS))
+
+
+def _parse_flags() -> None:
+    """Grain's workers read absl flags, which a program that is no absl app never parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _iterate(dataset) -> Iterator[Batch]:
+    iterator = iter(dataset)
+    # workers and their shared memory must go before the interpreter takes the modules that they need to go
+    atexit.register(iterator.close)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+        atexit.unregister(iterator.close)

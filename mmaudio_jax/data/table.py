@@ -1,0 +1,73 @@
+"""Tab-separated tables with a header row: clips.tsv, failed.tsv and the table beside a feature set."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mmaudio_jax.errors import UserError
+
+Row = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Columns and rows of one file; row i ends on line `lines[i]` of the file (the header is line 1)."""
+
+    path: Path
+    columns: list[str]
+    rows: list[Row]
+    lines: list[int]
+
+    def require(self, *columns: str) -> None:
+        """Raises a UserError that names the columns which are missing."""
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            raise UserError(
+                f"{self.path} has no column {', '.join(missing)} (it has {', '.join(self.columns)}); "
+                "the first line must name the columns, separated by tabs"
+            )
+
+
+def read_table(path: str | os.PathLike) -> Table:
+    """Reads a UTF-8 table (a byte order mark and empty lines are skipped); every value is a string.
+
+    Raises:
+        UserError: the file is missing, is not such a table, or a row has more or fewer values than columns.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t")
+            numbered = [(reader.line_num, values) for values in reader if values]
+    except FileNotFoundError:
+        raise UserError(f"there is no table {path}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a tab-separated table in UTF-8 ({error})") from None
+    if not numbered:
+        raise UserError(f"{path} is empty; its first line must name the columns")
+    (_, columns), *body = numbered
+    columns = [name.strip() for name in columns]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path} names a column twice: {', '.join(columns)}")
+    for line, values in body:
+        if len(values) != len(columns):
+            raise UserError(
+                f"{path} row {line} has {len(values)} values for {len(columns)} columns; "
+                "values are separated by tabs; put a value that holds a tab or begins with a quote in quotes"
+            )
+    rows = [dict(zip(columns, values, strict=True)) for _, values in body]
+    return Table(path, columns, rows, [line for line, _ in body])
+
+
+def write_table(
+    path: str | os.PathLike, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()
+) -> None:
+    """Writes rows under the columns given and then whatever others occur, in order of occurrence."""
+    rows = list(rows)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="", delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
