@@ -1,0 +1,73 @@
+"""Captions to CLIP's token ids, from the packaged vocabulary: offline, equal to open_clip's ids."""
+
+import functools
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+VOCABULARY = Path(__file__).parent / "clip_vocabulary"
+CONTEXT_LENGTH = 77
+START, END, PAD = 49406, 49407, 0
+WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""  # what byte-pair encoding never crosses
+
+
+def clean(caption: str) -> str:
+    """The text that CLIP was trained on: mended Unicode, no HTML entities, single spaces, lower case."""
+    import ftfy
+
+    # entities are unescaped twice because scraped captions are often escaped twice
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split()).lower()
+
+
+def tokenize(captions: Sequence[str]) -> Int[np.ndarray, "n 77"]:
+    """Token ids, int32: the start 49406, the caption, the end 49407, then zeros.
+
+    A caption that does not fit (`count_tokens` above 77) is cut; its last id is still the end.
+    """
+    ids = np.full((len(captions), CONTEXT_LENGTH), PAD, np.int32)
+    for row, caption in zip(ids, captions, strict=True):
+        found = _encode(caption)
+        row[: len(found)] = found[:CONTEXT_LENGTH]
+        if len(found) > CONTEXT_LENGTH:
+            row[-1] = END
+    return ids
+
+
+def count_tokens(caption: str) -> int:
+    """How many ids the whole caption has, start and end included; above 77 `tokenize` cuts it."""
+    return len(_encode(caption))
+
+
+def _encode(caption: str) -> list[int]:
+    return _tokenizer()(clean(caption))["input_ids"]
+
+
+@functools.cache
+def _tokenizer():
+    # transformers remarks on import that PyTorch is absent, which a tokenizer does not care about
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from tokenizers import Regex, pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    # open_clip's names of the two special tokens
+    start, end = "<start_of_text>", "<end_of_text>"
+    tokenizer = CLIPTokenizer(
+        vocab=str(VOCABULARY / "vocab.json"),
+        merges=str(VOCABULARY / "merges.txt"),
+        bos_token=start,
+        eos_token=end,
+        unk_token=end,
+        pad_token=end,
+    )
+    # transformers' own rule keeps "<|startoftext|>" and "<|endoftext|>" in one piece; to open_clip they are plain text
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
