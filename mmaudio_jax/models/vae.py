@@ -89,8 +89,8 @@ class Downsample(nnx.Module):
         self.conv2 = conv(channels, channels, 1, **kw)
 
     def __call__(self, x: Float[Array, "b f c"]) -> Float[Array, "b n c"]:
-        x = self.conv1(x)
-        return self.conv2((x[:, ::2] + x[:, 1::2]) / 2)
+        b, _, c = x.shape
+        return self.conv2(jnp.mean(self.conv1(x).reshape(b, -1, 2, c), axis=2))
 
 
 class Upsample(nnx.Module):
@@ -119,14 +119,13 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Normalised mel to the latent's mean and log-variance side by side, at half the frame rate."""
+    """Normalised mel to the latent's mean and log-variance side by side; level 0 halves the frames."""
 
     def __init__(self, config: VAEConfig, **kw):
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.conv_in = conv(config.mel_bins, widths[0], 3, **kw)
-        self.down = nnx.List(
-            [Level(widths[max(i - 1, 0)], width, config.blocks, down=i == 0, **kw) for i, width in enumerate(widths)]
-        )
+        pairs = zip([widths[0], *widths], widths, strict=False)
+        self.down = nnx.List([Level(*pair, config.blocks, down=i == 0, **kw) for i, pair in enumerate(pairs)])
         self.mid = Mid(widths[-1], **kw)
         self.conv_out = conv(widths[-1], 2 * config.latent_dim, 3, **kw)
 
@@ -138,18 +137,14 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latent to normalised mel, at twice the frame rate; `up` is applied from its last level to its first."""
+    """Latent to normalised mel; `up` is applied from its last level to its first, and level 1 doubles the frames."""
 
     def __init__(self, config: VAEConfig, **kw):
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.conv_in = conv(config.latent_dim, widths[-1], 3, **kw)
         self.mid = Mid(widths[-1], **kw)
-        self.up = nnx.List(
-            [
-                Level(widths[min(i + 1, len(widths) - 1)], width, config.blocks + 1, up=i == 1, **kw)
-                for i, width in enumerate(widths)
-            ]
-        )
+        pairs = zip([*widths[1:], widths[-1]], widths, strict=True)
+        self.up = nnx.List([Level(*pair, config.blocks + 1, up=i == 1, **kw) for i, pair in enumerate(pairs)])
         self.conv_out = conv(widths[0], config.mel_bins, 3, **kw)
 
     def __call__(self, x: Float[Array, "b n z"]) -> Float[Array, "b f m"]:
