@@ -1,0 +1,133 @@
+"""Video frames as the encoders see them: which frame each tick takes, bicubic resize, centre crop."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+from jaxtyping import UInt8
+from scipy import sparse
+
+from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS
+
+CLIP_SIZE = 384
+SYNC_SIZE = 224
+
+Image = UInt8[np.ndarray, "height width 3"]
+
+
+def clip_frame(image: Image) -> UInt8[np.ndarray, "384 384 3"]:
+    """The whole image resized to 384×384, whatever its aspect."""
+    return resize(image, CLIP_SIZE, CLIP_SIZE)
+
+
+def sync_frame(image: Image) -> UInt8[np.ndarray, "224 224 3"]:
+    """The image with its short side resized to 224, then its central 224×224."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    image = resize(image, int(SYNC_SIZE * height / short), int(SYNC_SIZE * width / short))
+    top, left = (round((size - SYNC_SIZE) / 2) for size in image.shape[:2])
+    return image[top : top + SYNC_SIZE, left : left + SYNC_SIZE]
+
+
+def resize(image: Image, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """Anti-aliased bicubic (a = −0.5) resize in 8-bit arithmetic: first the width, then the height.
+
+    Equal in every bit to what PyTorch's uint8 interpolation computes, which the encoders were trained on.
+    """
+    columns, rows = _bicubic(image.shape[1], width), _bicubic(image.shape[0], height)
+    planes = image.transpose(2, 1, 0).astype(np.int32, order="C")  # (channel, column, row)
+    return np.stack([rows(columns(plane).T) for plane in planes], axis=-1).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _bicubic(size: int, new_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """One pass of the resize along axis 0, with weights rounded to 16 bits as fixed-point numbers."""
+    scale = size / new_size
+    stretch = max(scale, 1.0)
+    support = 2 * stretch
+    centre = scale * (np.arange(new_size)[:, None] + 0.5)
+    first = np.maximum((centre - support + 0.5).astype(int), 0)
+    last = np.minimum((centre + support + 0.5).astype(int), size)
+    tap = np.arange(size)
+    weights = np.where((first <= tap) & (tap < last), _cubic((tap - centre + 0.5) / stretch), 0.0)
+    weights /= weights.sum(axis=1, keepdims=True)
+
+    shift = 0  # the most fractional bits that keep every weight within 16 bits
+    while int(weights.max() * 2 ** (shift + 1) + 0.5) < 2**15:
+        shift += 1
+    fixed = np.trunc(weights * 2**shift + np.copysign(0.5, weights)).astype(np.int32)
+    matrix = sparse.csr_array(fixed)
+
+    def apply(plane: np.ndarray) -> np.ndarray:
+        total = matrix @ plane
+        total += 1 << (shift - 1)
+        total >>= shift
+        return np.clip(total, 0, 255, out=total)
+
+    return apply
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = −0.5."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A decoded frame, shown from `time` to `end` (seconds); its image is made when it is first looked at."""
+
+    time: Fraction
+    end: Fraction
+    make_image: Callable[[], Image]
+
+    @functools.cached_property
+    def image(self) -> Image:
+        """(height, width, 3) RGB."""
+        return self.make_image()
+
+
+class Ticks:
+    """The frames that one encoder sees: tick k, at start + k/fps, takes the first frame at or after that time.
+
+    Frames are offered in the order of time; one frame may serve several ticks, or none.
+    """
+
+    def __init__(self, start: Fraction, fps: int, count: int, size: int, fit: Callable[[Image], Image]):
+        self.frames = np.empty((count, size, size, 3), np.uint8)
+        self._start, self._fps, self._fit = start, fps, fit
+        self._filled = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tick has its frame."""
+        return self._filled == len(self.frames)
+
+    def offer(self, frame: Frame) -> None:
+        """Serves the waiting ticks at or before the frame's time."""
+        self._serve(math.floor((frame.time - self._start) * self._fps) + 1, frame)
+
+    def offer_last(self, frame: Frame) -> None:
+        """Serves the waiting ticks before the end of the video's last frame."""
+        self._serve(math.ceil((frame.end - self._start) * self._fps), frame)
+
+    def _serve(self, stop: int, frame: Frame) -> None:
+        stop = min(stop, len(self.frames))
+        if stop > self._filled:
+            self.frames[self._filled : stop] = self._fit(frame.image)
+            self._filled = stop
+
+
+def clip_ticks(start: Fraction, duration: float) -> Ticks:
+    """Ticks of the CLIP encoder: 8 a second, 384×384."""
+    return Ticks(start, CLIP_FPS, int(CLIP_FPS * duration), CLIP_SIZE, clip_frame)
+
+
+def sync_ticks(start: Fraction, duration: float) -> Ticks:
+    """Ticks of the synchronisation encoder: 25 a second, 224×224."""
+    return Ticks(start, SYNC_FPS, int(SYNC_FPS * duration), SYNC_SIZE, sync_frame)

@@ -1,0 +1,93 @@
+"""Small media files for the tests: every video frame carries its own number as stripes, every sound is known."""
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+BITS = 10
+
+
+def numbered_frame(number: int, width: int = 128, height: int = 128) -> np.ndarray:
+    """(height, width, 3) uint8: the bits of `number` as black and white stripes, the lowest leftmost; grey below."""
+    stripe = np.arange(width) * BITS // width
+    row = np.where(number >> stripe & 1, 235, 20).astype(np.uint8)
+    image = np.broadcast_to(row[None, :, None], (height, width, 3)).copy()
+    image[height * 7 // 8 :] = 100
+    return image
+
+
+def frame_number(image: np.ndarray) -> int:
+    """The number that a (height, width, 3) image of whole width carries."""
+    height, width = image.shape[:2]
+    centres = ((np.arange(BITS) + 0.5) * width / BITS).astype(int)
+    bits = image[height // 2, centres].mean(axis=-1) > 128
+    return int((bits << np.arange(BITS)).sum())
+
+
+def tone(seconds: float, rate: int, channels: int = 1, frequency: float = 440.0) -> np.ndarray:
+    """(channels, n) float32; channel c has amplitude 0.5 / (c + 1)."""
+    wave = np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
+    return np.stack([0.5 / (c + 1) * wave for c in range(channels)]).astype(np.float32)
+
+
+def write_media(
+    path: Path,
+    *,
+    fps: Fraction | int = 25,
+    count: int = 25,
+    times: list[Fraction] | None = None,
+    size: tuple[int, int] = (128, 128),
+    codec: str | None = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict | None = None,
+    audio: np.ndarray | None = None,
+    rate: int = 44_100,
+    audio_codec: str = "aac",
+    audio_first: bool = False,
+    audio_start: Fraction = Fraction(0),
+    container_options: dict | None = None,
+    title: str = "",
+) -> Path:
+    """Writes numbered frames (at `times`, or `count` of them at `fps`) and the sound `audio` (channels, n)."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}
+    with av.open(f"file:{path}", "w", options=container_options or {}) as output:
+        output.metadata["title"] = title
+        order = ("audio", "video") if audio_first else ("video", "audio")
+        for kind in order:
+            if kind == "audio" and audio is not None:
+                sound = output.add_stream(audio_codec, rate=rate, layout=layout[len(audio)])
+            if kind == "video" and codec is not None:
+                video = output.add_stream(codec, rate=Fraction(fps), options={"crf": "18", **(options or {})})
+                video.width, video.height, video.pix_fmt = *size, pix_fmt
+                if times is not None:
+                    video.codec_context.time_base = Fraction(1, 90_000)
+        packets = []
+        if codec is not None:
+            tick = Fraction(1, 90_000) if times is not None else 1 / Fraction(fps)
+            for i, time in enumerate(times if times is not None else [k * tick for k in range(count)]):
+                frame = av.VideoFrame.from_ndarray(numbered_frame(i, *size), format="rgb24")
+                frame.pts, frame.time_base = round(time / tick), tick
+                packets += video.encode(frame)
+            packets += video.encode(None)
+        if audio is not None:
+            frame = av.AudioFrame.from_ndarray(audio, format="fltp", layout=layout[len(audio)])
+            frame.sample_rate, frame.pts, frame.time_base = rate, round(audio_start * rate), Fraction(1, rate)
+            resampler = av.AudioResampler(format=sound.format.name, layout=sound.layout.name, rate=rate)
+            for part in resampler.resample(frame):
+                packets += sound.encode(part)
+            packets += sound.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+    return path
+
+
+def set_display_matrix(path: Path, matrix: list[list[int]]) -> None:
+    """Writes the 2×2 part of the display matrix into the first track of an .mp4 (rows (a, b) and (c, d))."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
+    (a, b), (c, d) = matrix
+    data[place : place + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
