@@ -6,7 +6,7 @@ MAGNITUDE_EPSILON = 1e-4
 
 
 def fold_magnitude(weight: np.ndarray, gain: float = 1.0) -> np.ndarray:
-    """The kernel that a magnitude-preserving convolution uses (arXiv 2312.02696, equation 66 with its ε).
+    """The kernel that a magnitude-preserving convolution uses (arXiv 2312.02696, equation 47).
 
     w / (ε + ‖w‖/√fan_in) / √fan_in per output channel, times `gain`.
 

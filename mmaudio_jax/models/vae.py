@@ -190,7 +190,7 @@ def conv(n_in: int, n_out: int, kernel_size: int, *, rngs, dtype, precision) -> 
 
 
 def normalize(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """Divides by the root mean square over `axis` (pixel norm)."""
+    """Divides by the root mean square over `axis` (pixel norm, equation 30)."""
     rms = jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=axis, keepdims=True))
     return (x / (EPSILON + rms)).astype(x.dtype)
 
