@@ -76,12 +76,18 @@ class Weights:
 
 
 def save(
-    directory: Path, network: str, config: Any, params: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    directory: Path,
+    network: str,
+    config: Any,
+    params: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes a weights folder, whole or not at all.
 
     Args:
-        directory: the folder to make; it must not exist.
+        directory: the folder to make; it must not exist, unless `overwrite` is true.
         network: a key of `NETWORKS`.
         config: that network's config dataclass.
         params: flat parameters, exactly those of the network.
@@ -101,8 +107,10 @@ def save(
         "mmaudio_jax_version": mmaudio_jax.__version__,
         **(provenance or {}),
     }
-    with atomic_directory(directory) as temporary:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+    # float32 weights hardly compress, and these limits keep the copies in flight small beside the weights themselves
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_concurrent_gb=1, save_device_host_concurrent_gb=1)
+    with atomic_directory(directory, overwrite=overwrite) as temporary:
+        with ocp.Checkpointer(handler) as checkpointer:
             checkpointer.save(temporary.absolute() / "params", dict(params))
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
