@@ -53,7 +53,7 @@ def _tokenizer():
     from tokenizers import Regex, pre_tokenizers
     from transformers import CLIPTokenizer
 
-    # open_clip's names of the two special tokens
+    # open_clip's names of the two special tokens; like there, a caption that spells one gets its id
     start, end = "<start_of_text>", "<end_of_text>"
     tokenizer = CLIPTokenizer(
         vocab=str(VOCABULARY / "vocab.json"),

@@ -96,9 +96,7 @@ class Transformer(nnx.Module):
     def __init__(self, width: int, layers: int, heads: int, **kw):
         self.resblocks = nnx.List([ResidualAttentionBlock(width, heads, **kw) for _ in range(layers)])
 
-    def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "1 1 n n"] | None = None
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "1 1 n n"] | None = None) -> Float[Array, "b n d"]:
         for block in self.resblocks:
             x = block(x, mask)
         return x
