@@ -4,9 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -15,6 +17,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.bigvgan import BigVGAN
 from mmaudio_jax.models.mmaudio import Conditions, MMAudio
 from mmaudio_jax.models.vae import VAE
+from mmaudio_jax.sequence import MODES, AudioMode, lengths
 
 
 def initial_noise(seeds: Sequence[int], latent_len: int, latent_dim: int) -> Float[Array, "b n z"]:
@@ -110,3 +113,101 @@ def load_flow_network(directory: Path, adapter: Path | None) -> weights.Weights:
     config = lora.LoRAConfig(**trained.run["config"]["lora"])
     params = lora.merge({**base.params, **trained.params}, config)
     return dataclasses.replace(base, params=params)
+
+
+class Features(NamedTuple):
+    """The conditions of one sample, on the host; None is the model's own empty feature."""
+
+    clip_f: Float[np.ndarray, "c f"] | None
+    sync_f: Float[np.ndarray, "s g"] | None
+    text_f: Float[np.ndarray, "t e"] | None
+    negative_f: Float[np.ndarray, "t e"] | None
+
+
+class Pipeline:
+    """Everything that turns frames and words into sound; `load` makes one from a folder of weights.
+
+    Attributes:
+        mode: rate and latent shape of the model.
+        encoders: CLIP and Synchformer.
+    """
+
+    def __init__(self, flow, vae, vocoder, encoders, mode: AudioMode, dtype, precision):
+        numerics = dict(dtype=dtype, precision=precision)
+        self.mode, self.encoders = mode, encoders
+        self._flow_def, self._flow = flow.graphdef(**numerics), flow.params
+        self._vae_def, self._vae = vae.graphdef(**numerics), vae.params
+        self._vocoder_def, self._vocoder = vocoder.graphdef(**numerics), vocoder.params
+
+    @classmethod
+    def load(cls, root: Path, model: str, adapter: Path | None = None, dtype=jnp.float32, precision="default"):
+        """Loads a model, an adapter's run if one is given, and the networks that the model needs.
+
+        Args:
+            root: the folder of converted weights.
+            model: a flow network in it, e.g. `small_16k`.
+            adapter: workdir of a LoRA run.
+            dtype: compute dtype of every network.
+            precision: of matrix products.
+
+        Raises:
+            UserError: weights are missing or do not fit together.
+        """
+        from mmaudio_jax.features import Encoders
+
+        flow = load_flow_network(root / model, adapter)
+        mode = next((m for m in MODES.values() if m.latent_dim == flow.config.latent_dim), None)
+        if mode is None:
+            raise UserError(f"{root / model} has {flow.config.latent_dim} latent channels, which no audio mode has")
+        vae = weights.load(root / f"vae_{mode.name}", "vae")
+        vocoder = weights.load(root / f"bigvgan_{mode.name}", "bigvgan")
+        for part, has, needs, what in (
+            (vae, vae.config.latent_dim, mode.latent_dim, "latent channels"),
+            (vocoder, vocoder.config.mel_bins, mode.mel_bins, "mel bins"),
+        ):
+            if has != needs:
+                raise UserError(f"{part.directory} has {has} {what}, {model} needs {needs}: it is another model's")
+        return cls(flow, vae, vocoder, Encoders(root, dtype=dtype, precision=precision), mode, dtype, precision)
+
+    def generate(
+        self,
+        batch: Sequence[Features],
+        seeds: Sequence[int],
+        duration: float,
+        *,
+        num_steps: int = 25,
+        cfg_strength: float = 4.5,
+    ) -> Float[np.ndarray, "b l"]:
+        """One waveform a sample, float32 in [−1, 1], `duration` seconds at the mode's rate.
+
+        Args:
+            batch: conditions, all of this duration.
+            seeds: one a sample: the same seed gives the same sound in any batch.
+            duration: seconds.
+            num_steps: Euler steps.
+            cfg_strength: guidance; below 1 the model runs without it.
+        """
+        length = lengths(duration, self.mode)
+        stack = functools.partial(self._stack, batch)
+        latent = sample(
+            self._flow_def,
+            self._flow,
+            initial_noise(seeds, length.latent, self.mode.latent_dim),
+            stack("clip_f", "empty_clip_feat", length.clip),
+            stack("sync_f", "empty_sync_feat", length.sync),
+            stack("text_f", "empty_string_feat", None),
+            stack("negative_f", "empty_string_feat", None),
+            jnp.float32(cfg_strength),
+            num_steps=num_steps,
+            guided=cfg_strength >= 1,
+        )
+        audio = decode(self._vae_def, self._vae, self._vocoder_def, self._vocoder, latent)
+        return np.asarray(audio)[:, : round(duration * self.mode.sample_rate)]
+
+    def _stack(self, batch, name: str, empty: str, length: int | None):
+        """One condition of all samples, the model's empty feature standing in for None."""
+        absent = np.asarray(self._flow[empty])
+        if length is not None:
+            absent = np.repeat(absent, length, axis=0)
+        found = (getattr(features, name) for features in batch)
+        return jnp.asarray(np.stack([absent if feature is None else feature for feature in found]))
