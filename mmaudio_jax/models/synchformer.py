@@ -44,7 +44,7 @@ class DividedAttention(nnx.Module):
     """Attention divided `over` "time" or "space".
 
     The class token attends to all tokens, a patch to the class token and to the patches at its place (over time)
-    or of its step (over space): the weights grow with steps or with places, never with their product squared.
+    or of its step (over space): no matrix of all tokens by all tokens is ever made.
     """
 
     def __init__(self, config: SynchformerConfig, over: str, **kw):
