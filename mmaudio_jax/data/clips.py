@@ -58,8 +58,7 @@ def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
             raise UserError(f"{path} row {line}: {error}") from None
         if clip.id in clips:
             raise UserError(
-                f"{path} rows {clips[clip.id].line} and {line} have the same id {clip.id!r}; "
-                "every clip needs its own"
+                f"{path} rows {clips[clip.id].line} and {line} have the same id {clip.id!r}; every clip needs its own"
             )
         clips[clip.id] = clip
     return list(clips.values())
@@ -74,9 +73,7 @@ def _clip(row: Row, line: int, root: Path) -> Clip:
         raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
     id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
     if not id.strip() or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
-        raise ValueError(
-            f"the id {id!r} cannot name a file; it must not be empty, start with a dot or hold / or \\"
-        )
+        raise ValueError(f"the id {id!r} cannot name a file; it must not be empty, start with a dot or hold / or \\")
     start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
     if end <= start:
         raise ValueError(f"end_time {end:g} is not after start_time {start:g}")

@@ -127,9 +127,7 @@ def validation_batches(
     weight = (np.arange(padded) < len(indices)).astype(np.float32)
     stream = grain.MapDataset.source(rows).map_with_index(_Read(features))
     stream = stream.map(lambda example: example | {"weight": weight[example["position"]]})
-    return _iterate(
-        stream[process_index::process_count].to_iter_dataset(_read_options(local_size)).batch(local_size)
-    )
+    return _iterate(stream[process_index::process_count].to_iter_dataset(_read_options(local_size)).batch(local_size))
 
 
 def _local_size(batch_size: int, process_count: int) -> int:

@@ -116,9 +116,7 @@ class FeatureSet(abc.ABC):
                 f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
                 f"{self.table.path.name} (id {row['id']!r}): {error}; extract that clip again or leave it out"
             ) from None
-        zeros = {
-            k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays
-        }
+        zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
         has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
         return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
 

@@ -44,9 +44,7 @@ def open_features(path: str | os.PathLike, table: str | os.PathLike | None = Non
             f"there is no feature set {path}; make it with "
             f"`python -m mmaudio_jax.features --clips clips.tsv --root DIR --weights weights --out {path}`"
         )
-    raise UserError(
-        f"{path} is not a feature set: it has neither metadata.json nor the meta.json of a TensorDict"
-    )
+    raise UserError(f"{path} is not a feature set: it has neither metadata.json nor the meta.json of a TensorDict")
 
 
 class FeatureWriter(contextlib.AbstractContextManager):
@@ -129,9 +127,7 @@ class RecordFeatures(FeatureSet):
         try:
             return safetensors.numpy.load(self._open().read([index])[0])
         except (RuntimeError, IndexError, KeyError, safetensors.SafetensorError) as error:
-            raise ValueError(
-                f"its record in {RECORDS} cannot be read ({str(error).splitlines()[0]})"
-            ) from None
+            raise ValueError(f"its record in {RECORDS} cannot be read ({str(error).splitlines()[0]})") from None
 
     def _open(self):
         from array_record.python.array_record_module import ArrayRecordReader
@@ -154,8 +150,7 @@ def _metadata(path: Path) -> Metadata:
         version = content.pop("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(
-                f"{file} has schema version {version}, this release reads {SCHEMA_VERSION}; "
-                "extract the features again"
+                f"{file} has schema version {version}, this release reads {SCHEMA_VERSION}; extract the features again"
             )
         if content.pop("dtype") != "float32":
             raise ValueError("dtype must be float32")
@@ -165,7 +160,5 @@ def _metadata(path: Path) -> Metadata:
         if metadata.shapes != example_shapes(metadata.mode, metadata.duration, **dims):
             raise ValueError(f"its shapes are not those of {metadata.duration:g} s at {metadata.mode}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} does not describe a feature set ({error}); extract the features again"
-        ) from None
+        raise UserError(f"{file} does not describe a feature set ({error}); extract the features again") from None
     return metadata

@@ -61,9 +61,7 @@ def read_table(path: str | os.PathLike) -> Table:
     return Table(path, columns, rows, [line for line, _ in body])
 
 
-def write_table(
-    path: str | os.PathLike, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()
-) -> None:
+def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> None:
     """Writes rows under the columns given and then whatever others occur, in order of occurrence."""
     rows = list(rows)
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))

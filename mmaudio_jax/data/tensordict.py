@@ -43,19 +43,13 @@ class TensorDictFeatures(FeatureSet):
         stored = _stored_shapes(path)
         table = Path(table or path.parent / f"{path.name}.tsv")
         if not table.is_file():
-            raise UserError(
-                f"the feature set {path} needs its table: there is no {table}; name the right one"
-            )
+            raise UserError(f"the feature set {path} needs its table: there is no {table}; name the right one")
         rows = read_table(table)
         if "caption" not in rows.columns:
             rows.require("label")
             self.caption_column = "label"
         mode, duration = _mode_and_duration(path, stored)
-        dims = {
-            f"{name}_dim": stored[f"{name}_f"][2]
-            for name in ("clip", "sync", "text")
-            if f"{name}_f" in stored
-        }
+        dims = {f"{name}_dim": stored[f"{name}_f"][2] for name in ("clip", "sync", "text") if f"{name}_f" in stored}
         count = stored["mean"][0]
         super().__init__(path, Metadata(mode, duration, example_shapes(mode, duration, **dims), count), rows)
         self._stored = stored
@@ -65,8 +59,7 @@ class TensorDictFeatures(FeatureSet):
         """Copies one row of every file."""
         if self._maps is None:
             self._maps = {
-                name: np.memmap(_file(self.path, name), "<f4", "r", shape=shape)
-                for name, shape in self._stored.items()
+                name: np.memmap(_file(self.path, name), "<f4", "r", shape=shape) for name, shape in self._stored.items()
             }
         return {name: np.array(rows[index], np.float32) for name, rows in self._maps.items()}
 
@@ -87,9 +80,7 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, int, int]]:
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         dtypes = {name: entry["dtype"] for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path / 'meta.json'} is not the description of a TensorDict memory map ({error})"
-        ) from None
+        raise UserError(f"{path / 'meta.json'} is not the description of a TensorDict memory map ({error})") from None
     missing = [PUBLISHED[name] for name in REQUIRED if name not in shapes]
     if missing or ("clip_f" in shapes) != ("sync_f" in shapes):
         missing = missing or [PUBLISHED[name] for name in ("clip_f", "sync_f") if name not in shapes]
@@ -105,8 +96,7 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, int, int]]:
         if size != 4 * math.prod(shape):
             found = "is missing" if size is None else f"has {size} bytes"
             raise UserError(
-                f"{file} {found} where meta.json says {4 * math.prod(shape)} bytes for {list(shape)}; "
-                "copy it again"
+                f"{file} {found} where meta.json says {4 * math.prod(shape)} bytes for {list(shape)}; copy it again"
             )
     return shapes
 
