@@ -351,9 +351,10 @@ def test_a_video_with_a_new_sound_keeps_its_own_packets(tmp_path, suffix):
     assert not [p for p in tmp_path.iterdir() if ".tmp" in p.name]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
 @pytest.mark.parametrize("start", [0.0, 0.72])
-def test_a_longer_video_is_cut_where_the_sound_ends(tmp_path, start):
-    source = write_media(tmp_path / "a.mp4", count=100, options={"g": "12"})
+def test_a_longer_video_is_cut_where_the_sound_ends(tmp_path, start, suffix):
+    source = write_media(tmp_path / f"a{suffix}", count=100, options={"g": "12"})
     media.write_video(tmp_path / "out.mp4", source, tone(1.2, 44_100)[0], 44_100, start=start)
     shown, end, sound, _ = written(tmp_path / "out.mp4")
     first = round(25 * start)

@@ -148,8 +148,9 @@ def write_video(
 ) -> None:
     """Writes an .mp4 of the source's video from `start` on with `audio` as its sound, both `duration` seconds long.
 
-    The video is copied as it is where mp4 can hold its codec, and encoded as H.264 elsewhere. A copy may run over
-    by the few frames that frames before the end are predicted from. `duration` is by default that of the sound.
+    The video is copied as it is where mp4 can hold its codec, and encoded as H.264 elsewhere. A copy begins with the
+    first frame at or after `start`, and may run over by the few frames that frames before the end are predicted from.
+    `duration` is by default that of the sound.
 
     Raises:
         UserError: another suffix than .mp4; the source is no video, or corrupt.
@@ -163,7 +164,8 @@ def write_video(
         stream = _need_video(container, source)
         try:
             with av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "faststart"}) as output:
-                if stream.codec_context.name in output.supported_codecs:
+                has_place = start == 0 or not _is_mpeg(container)  # a copy begins at a key frame before `start`
+                if stream.codec_context.name in output.supported_codecs and has_place:
                     video = _copied(output, container, stream, start, duration)
                 else:
                     shown = _video_frames(container, stream, source, start)
@@ -219,10 +221,15 @@ def _exact(seconds: float) -> Fraction:
     return Fraction(seconds).limit_denominator(1_000_000)
 
 
+def _is_mpeg(container: av.container.InputContainer) -> bool:
+    """Whether it is an MPEG stream: its clock begins anywhere, and it has no index."""
+    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
 def _zero(container: av.container.InputContainer) -> Fraction:
     """Where the file's clock stands at time 0."""
-    counts_from_first = container.format.flags & av.format.Flags.ts_discont.value or not _video_stream(container)
-    if counts_from_first and container.start_time is not None:
+    from_first = _is_mpeg(container) or _video_stream(container) is None
+    if from_first and container.start_time is not None:
         return Fraction(container.start_time, av.time_base)
     return Fraction(0)
 
