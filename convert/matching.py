@@ -115,7 +115,7 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
         reason = next((rule.reason for rule in table.ignored if re.fullmatch(rule.tensors, name)), None)
         if len(originals) > 1:
             problems.append(f"the same tensor under several names: {', '.join(originals)}")
-        elif name in wanted and shape != wanted[name]:
+        elif name in wanted and (shape or (1,)) != (wanted[name] or (1,)):  # some writers give a scalar an axis
             problems.append(f"misshapen: {original} has {shape}, {preset} has {wanted[name]}")
         elif name not in wanted and reason is None:
             problems.append(f"unexpected: {original} {shape}")

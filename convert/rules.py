@@ -53,7 +53,7 @@ AS_IT_IS = Layout(lambda x: x, lambda s: (s,))
 FLAT = Layout(lambda x: x.reshape(-1), lambda s: ((1, *s, 1),))
 KERNEL = Layout(_kernel, lambda s: (_kernel_shape(s),))
 MAGNITUDE = Layout(lambda w: _kernel(fold_magnitude(w)), lambda s: (_kernel_shape(s),))
-MAGNITUDE_GAIN = Layout(lambda w, gain: _kernel(fold_magnitude(w, 1 + float(gain))), lambda s: (_kernel_shape(s), ()))
+MAGNITUDE_GAIN = Layout(lambda w, gain: _kernel(fold_magnitude(w, 1 + gain.item())), lambda s: (_kernel_shape(s), ()))
 WEIGHT_NORM = Layout(lambda g, v: _kernel(fold_weight_norm(g, v)), lambda s: ((s[-1], 1, 1), _kernel_shape(s)))
 WEIGHT_NORM_TRANSPOSED = Layout(
     lambda g, v: _transposed_kernel(fold_weight_norm(g, v)), lambda s: ((s[1], 1, 1), (s[1], s[2], s[0]))
