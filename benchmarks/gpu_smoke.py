@@ -7,6 +7,7 @@ features from a seed. Prints a table, and exits with 1 if parity fails.
 """
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,14 @@ def timed(function, repeats: int) -> tuple[float, float]:
     return first, (time.perf_counter() - start) / repeats
 
 
+def definition(**numerics) -> nnx.GraphDef:
+    return trees.abstract(lambda: MMAudio(PRESETS["small_16k"], rngs=trees.UNDRAWN, **numerics))[0]
+
+
+def velocity(graphdef: nnx.GraphDef, params: trees.Params, *args) -> jax.Array:
+    return trees.merge(graphdef, params)(*args)
+
+
 def parity(params: trees.Params) -> bool:
     """Velocity against the golden vector, in both precisions."""
     with np.load(ROOT / "tests" / "golden" / "expected" / "flow_small_16k.npz") as file:
@@ -61,8 +70,7 @@ def parity(params: trees.Params) -> bool:
     latent, *features = (recipe.tensor(f"input.{key}", shape, 1) for key, shape in shapes.items())
     good = True
     for name, (dtype, precision, bound) in MODES.items():
-        graphdef, _ = trees.abstract(lambda: MMAudio(PRESETS["small_16k"], rngs=nnx.Rngs(0), dtype=dtype, precision=precision))  # noqa: B023
-        apply = jax.jit(lambda params, *args: trees.merge(graphdef, params)(*args))  # noqa: B023
+        apply = jax.jit(functools.partial(velocity, definition(dtype=dtype, precision=precision)))
         flow = np.asarray(apply(params, latent, np.array([0.15, 0.85], np.float32), *features), np.float64)
         error = np.linalg.norm(flow - expected) / np.linalg.norm(expected)
         good &= bool(error <= bound)
@@ -73,12 +81,9 @@ def parity(params: trees.Params) -> bool:
 def train(base: trees.Params, batch_size: int, steps: int) -> None:
     """LoRA steps in bfloat16 on seeded features."""
 
-    def build():
-        network = MMAudio(PRESETS["small_16k"], rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-        return lora.insert(network, LORA, rngs=nnx.Rngs(1))
-
-    graphdef, shapes = trees.abstract(build)
-    trained, frozen = trees.partition(training.initial_params(build, base), trees.mask([lora.ADAPTER], shapes))
+    network = nnx.eval_shape(lambda: MMAudio(PRESETS["small_16k"], rngs=trees.UNDRAWN, dtype=jnp.bfloat16))
+    graphdef, leaves = trees.split(lora.insert(network, LORA, rngs=nnx.Rngs(1)))
+    trained, frozen = trees.partition({**leaves, **base}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
     step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer)
     rng = np.random.default_rng(0)
@@ -107,20 +112,26 @@ def train(base: trees.Params, batch_size: int, steps: int) -> None:
         return measures
 
     first, seconds = timed(one, steps)
-    report(f"LoRA step, batch {batch_size}", f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.0f} samples/s; first {first:.1f} s)")
+    report(
+        f"LoRA step, batch {batch_size}",
+        f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.0f} samples/s; first {first:.1f} s)",
+    )
     loss = training.means(losses[:1])["loss"], training.means(losses[-1:])["loss"]
     report("loss, first and last step", f"{loss[0]:.4f} → {loss[1]:.4f}; compiled {step._cache_size()} time(s)")
 
 
 def generate(params: trees.Params, batch_size: int) -> None:
     """8-second latents, 25 guided Euler steps, in bfloat16."""
-    graphdef, _ = trees.abstract(lambda: MMAudio(PRESETS["small_16k"], rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    graphdef = definition(dtype=jnp.bfloat16)
     features = [jnp.ones((batch_size, *shape)) for shape in ((64, 1024), (192, 768), (77, 1024), (77, 1024))]
     x0 = sampling.initial_noise(range(batch_size), 250, 20)
     first, seconds = timed(
         lambda: sampling.sample(graphdef, params, x0, *features, jnp.float32(4.5), num_steps=25, guided=True), 3
     )
-    report(f"25 guided Euler steps, batch {batch_size}", f"{seconds:.3f} s ({8 * batch_size / seconds:.0f} s of sound/s; first {first:.1f} s)")
+    report(
+        f"25 guided Euler steps, batch {batch_size}",
+        f"{seconds:.3f} s ({8 * batch_size / seconds:.0f} s of sound/s; first {first:.1f} s)",
+    )
 
 
 def main() -> int:

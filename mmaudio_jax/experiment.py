@@ -6,18 +6,15 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import mmaudio_jax
-from mmaudio_jax import lora, objective, optim, training, trees, weights
+from mmaudio_jax import lora, numerics, objective, optim, training, trees, weights
 from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.metrics import MetricWriter
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
-
-COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +66,11 @@ class TrainConfig:
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"config.validation_fraction is {self.validation_fraction}; it must lie in (0, 1)")
         for name, known in (
-            ("compute_dtype", ("auto", *COMPUTE_DTYPES)),
-            ("matmul_precision", ("default", "high", "highest")),
+            ("compute_dtype", numerics.DTYPES),
+            ("matmul_precision", numerics.PRECISIONS),
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"config.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of a `compute_dtype` setting on this machine."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return COMPUTE_DTYPES[name]
 
 
 def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) -> None:
@@ -106,30 +96,30 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
     check_fits(features, base.config, config.model)
     train_rows, validation_rows = dataset.split_by_source(features, config.validation_fraction, config.seed)
 
-    numerics = dict(dtype=compute_dtype(config.compute_dtype), precision=config.matmul_precision)
-    root_key = jax.random.key(config.seed)
-    lora_key, run_key = jax.random.split(root_key)
+    dtype = numerics.compute_dtype(config.compute_dtype)
+    lora_key, run_key = jax.random.split(jax.random.key(config.seed))
 
-    def build():
-        network = MMAudio(base.config, rngs=nnx.Rngs(0), **numerics)
-        return lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
-
-    graphdef, shapes = trees.abstract(build)
-    mask = trees.mask([lora.ADAPTER], shapes)
-    print(lora.table(nnx.eval_shape(build), config.lora))
+    network = nnx.eval_shape(
+        lambda: MMAudio(base.config, rngs=trees.UNDRAWN, dtype=dtype, precision=config.matmul_precision)
+    )
+    lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
+    graphdef, leaves = trees.split(network)
+    mask = trees.mask([lora.ADAPTER], leaves)
+    trained, frozen = trees.partition({**leaves, **base.params}, mask)
+    print(lora.table(network, config.lora))
     print(
-        f"{config.model}: {trees.count(base.params):,} parameters, frozen; "
-        f"adapter: {trees.count(trees.partition(shapes, mask)[0]):,}, trained\n"
+        f"{config.model}: {trees.count(frozen):,} parameters, frozen; "
+        f"adapter: {trees.count(trained):,}, trained\n"
         f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
         f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
-        f"compute in {jnp.dtype(numerics['dtype']).name} on {jax.local_device_count()} {jax.default_backend()} device(s)"
+        f"compute in {dtype.name} on {jax.local_device_count()} {jax.default_backend()} device(s)"
     )
     if dry_run:
         return
 
     optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-    trained, frozen = trees.partition(training.initial_params(build, base.params), mask)
-    state = training.initial_state(trained, optimizer)
+    device = jax.local_devices()[0]  # named, since a step that returns placed arrays compiles again for them
+    state, frozen = jax.device_put((training.initial_state(trained, optimizer), frozen), device)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = RunCheckpoints(
         workdir,

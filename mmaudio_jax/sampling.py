@@ -169,6 +169,24 @@ class Pipeline:
                 raise UserError(f"{part.directory} has {has} {what}, {model} needs {needs}: it is another model's")
         return cls(flow, vae, vocoder, Encoders(root, dtype=dtype, precision=precision), mode, dtype, precision)
 
+    def features(self, frames, prompt: str, negative_prompt: str = "") -> Features:
+        """The conditions of one sample.
+
+        Args:
+            frames: (CLIP frames (c, 384, 384, 3), sync frames (f, 224, 224, 3)) uint8, or None without a video.
+            prompt: what is to be heard; empty for none.
+            negative_prompt: what is not to be heard; empty for none.
+        """
+        clip_f = sync_f = None
+        if frames is not None:
+            clip_frames, sync_frames = frames
+            clip_f = self.encoders.encode_clip_frames(clip_frames[None])[0]
+            sync_f = self.encoders.encode_sync_frames(sync_frames[None])[0]
+        text_f, negative_f = (
+            self.encoders.encode_captions([text])[0] if text.strip() else None for text in (prompt, negative_prompt)
+        )
+        return Features(clip_f, sync_f, text_f, negative_f)
+
     def generate(
         self,
         batch: Sequence[Features],

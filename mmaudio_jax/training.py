@@ -21,19 +21,6 @@ Measures = dict[str, Any]  # name: (weighted sum, sum of weights)
 Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Measures]]
 
 
-def initial_params(build: Callable[[], nnx.Module], base: trees.Params) -> trees.Params:
-    """All parameters of the network: the base's, and freshly initialised ones where the base has none."""
-    _, shapes = trees.abstract(build)
-    missing = [path for path in shapes if path not in base]
-
-    @jax.jit
-    def init():
-        params = trees.split(build())[1]
-        return {path: params[path] for path in missing}
-
-    return {**base, **init()}
-
-
 def initial_state(params: trees.Params, optimizer: optax.GradientTransformation) -> State:
     """The state at step 0 for these trained leaves."""
     return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": jax.jit(optimizer.init)(params)}

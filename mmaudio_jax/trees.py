@@ -30,6 +30,16 @@ def merge(graphdef: nnx.GraphDef, params: Mapping[str, Any]) -> nnx.Module:
     return nnx.merge(graphdef, nnx.from_flat_state({parse(path): leaf for path, leaf in params.items()}))
 
 
+class _OneKey:
+    """Stands in for `nnx.Rngs` where nothing is drawn: tracing thousands of real draws takes JAX many seconds."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+UNDRAWN: Any = _OneKey()  # `rngs` for a module whose values nobody looks at, as under `abstract`
+
+
 def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """The definition, shapes and dtypes of the module that `build` would make, without allocating it."""
     graphdef, state = nnx.split(nnx.eval_shape(build))

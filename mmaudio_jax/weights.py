@@ -68,7 +68,7 @@ class Weights:
     def graphdef(self, **numerics) -> nnx.GraphDef:
         """The network's definition; `numerics` are its `dtype` and `precision`."""
         cls = network_class(self.network)
-        return trees.abstract(lambda: cls(self.config, rngs=nnx.Rngs(0), **numerics))[0]
+        return trees.abstract(lambda: cls(self.config, rngs=trees.UNDRAWN, **numerics))[0]
 
     def module(self, **numerics) -> nnx.Module:
         """The network with these parameters."""
@@ -145,7 +145,7 @@ def load(directory: Path, network: str) -> Weights:
         raise UserError(f"{directory} holds a {metadata['network']} network where a {network} one is needed")
     config = config_class(network)(**_tuples(metadata["config"]))
     cls = network_class(network)
-    _, shapes = trees.abstract(lambda: cls(config, rngs=nnx.Rngs(0)))
+    _, shapes = trees.abstract(lambda: cls(config, rngs=trees.UNDRAWN))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in shapes.items()}
     try:

@@ -10,7 +10,7 @@ import pytest
 from conftest import relative_error
 from flax import nnx
 
-from mmaudio_jax import lora, training, trees
+from mmaudio_jax import lora, trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
@@ -19,15 +19,17 @@ CONFIG = lora.LoRAConfig(rank=4, alpha=8.0, dropout=0.5, targets=tuple(PATTERNS)
 
 
 def build(config=CONFIG, preset="tiny"):
-    return lora.insert(MMAudio(PRESETS[preset], rngs=nnx.Rngs(0)), config, rngs=nnx.Rngs(1))
+    """The adapted network: concrete adapter, abstract base."""
+    network = nnx.eval_shape(lambda: MMAudio(PRESETS[preset], rngs=trees.UNDRAWN))
+    return lora.insert(network, config, rngs=nnx.Rngs(1))
 
 
 @pytest.fixture(scope="module")
 def adapted(golden):
     """(definition, base and adapter with B = 0, the base's definition)."""
     base = golden.weights("flow_tiny.pth")
-    graphdef, _ = trees.abstract(build)
-    return graphdef, training.initial_params(build, base.params), base.graphdef()
+    graphdef, leaves = trees.split(build())
+    return graphdef, {**leaves, **base.params}, base.graphdef()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_an_adapted_convolution_is_a_convolution_with_the_sum():
 )
 def test_table_counts_the_parameters_of_small_16k(rank, targets, layers, parameters):
     config = dataclasses.replace(CONFIG, rank=rank, targets=targets)
-    rows = lora.table(nnx.eval_shape(lambda: build(config, "small_16k")), config).splitlines()
+    rows = lora.table(build(config, "small_16k"), config).splitlines()
     assert rows[-1].split() == ["total", str(layers), parameters]
     assert rows[1].split() == ["qkv", PATTERNS["qkv"], "20", "2,293,760"]
 
@@ -112,7 +114,7 @@ def test_dropout_keeps_the_mean():
 def test_the_fork_s_targets_are_an_error_that_names_real_layers():
     config = dataclasses.replace(CONFIG, targets=("fork",), patterns={"fork": r".*\.ffn\.linear1"})
     with pytest.raises(UserError, match=r"ffn.*linear1.*matches nothing; the nearest paths are .*linear1"):
-        nnx.eval_shape(lambda: build(config))
+        build(config)
 
 
 @pytest.mark.parametrize(

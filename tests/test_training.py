@@ -43,7 +43,10 @@ def golden_loss(model, batch, key):
         batch["x0"], model.normalize(batch["latent"]), batch["t"], batch["drop_video"], batch["drop_text"]
     )
     error = flow_matching.squared_error(*objective.velocities(model, batch, draws))
-    return error.mean(), {"loss": (error.sum(), jnp.float32(error.size)), **{f"sample{i}": (e, 1.0) for i, e in enumerate(error)}}
+    return error.mean(), {
+        "loss": (error.sum(), jnp.float32(error.size)),
+        **{f"sample{i}": (e, 1.0) for i, e in enumerate(error)},
+    }
 
 
 def test_twelve_steps_of_the_published_recipe(golden):
@@ -97,11 +100,8 @@ def toy_loss(model, batch, key):
 
 @pytest.fixture
 def toy():
-    def build():
-        return lora.insert(Toy(nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1))
-
-    graphdef, shapes = trees.abstract(build)
-    trained, frozen = trees.partition(training.initial_params(build, {}), trees.mask([lora.ADAPTER], shapes))
+    graphdef, params = trees.split(lora.insert(Toy(nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)))
+    trained, frozen = trees.partition(params, trees.mask([lora.ADAPTER], params))
     optimizer = optim.make_optimizer(RECIPE, 100)
     return graphdef, training.initial_state(trained, optimizer), frozen, optimizer
 
@@ -123,7 +123,7 @@ def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy):
     before = jax.tree.map(np.array, frozen)
     step = training.make_train_step(graphdef, toy_loss, optimizer)
     old, losses = state, []
-    for i in range(30):
+    for _ in range(30):
         state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
         losses.append(training.means([measures])["loss"])
     assert min(losses[-5:]) < losses[0] and int(state["step"]) == 30
@@ -132,10 +132,7 @@ def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy):
 
 
 def test_accumulation_is_the_mean_over_micro_batches():
-    def build():
-        return Toy(nnx.Rngs(0))
-
-    graphdef, params = trees.split(build())
+    graphdef, params = trees.split(Toy(nnx.Rngs(0)))
     optimizer, batch = optax.sgd(1.0), toy_batch(1, (4, 2))
     joined = {k: v.reshape(1, 8, -1) for k, v in batch.items()}
     step = training.make_train_step(graphdef, toy_loss, optimizer)
@@ -156,7 +153,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy):
     state, measures = step(state, frozen, batch, jax.random.key(0))
     assert training.means([measures])["skipped"] == 1 and int(state["step"]) == 1
     for name in ("params", "opt_state"):
-        assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state[name], before[name])), strict=True))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state[name], before[name])), strict=True)
+        )
     state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
     assert training.means([measures])["skipped"] == 0
     assert not np.array_equal(state["params"]["layer.lora_b"], before["params"]["layer.lora_b"])

@@ -1,0 +1,199 @@
+"""Puts sound on videos: `python sample.py --weights weights/ --video a.mp4 --prompt "rain" --out out/`.
+
+For every video: the sound (WAV or FLAC), an mp4 of the video with it, and a picture of its spectrogram. Without a
+video, a prompt alone makes sound from text; a clips.tsv makes a batch.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mmaudio_jax import errors, numerics
+from mmaudio_jax.errors import UserError
+
+MAX_PROMPT_NAME = 60  # characters of a prompt that become a file name
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One sound to make, `duration` seconds from `start` of the video, or from the prompt alone."""
+
+    name: str
+    video: Path | None
+    start: float
+    duration: float
+    prompt: str
+    seed: int
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--weights", type=Path, default=Path("weights"), help="folder of converted weights")
+    add("--model", default="small_16k", help="flow network in that folder")
+    add("--adapter", type=Path, help="workdir of a LoRA run")
+    add("--video", type=Path, action="append", default=[], help="a video; may be given several times")
+    add("--clips", type=Path, help="clips.tsv: a sound for each of its rows, the caption being the prompt")
+    add("--root", type=Path, help="with --clips: the folder that video_path starts from")
+    add("--prompt", default="", help="what is to be heard")
+    add("--negative_prompt", default="", help="what is not to be heard")
+    add("--duration", type=float, default=8.0, help="seconds; a shorter video shortens it")
+    add("--seed", type=int, default=0, help="of the first sample; the next ones count up")
+    add("--steps", type=int, default=25, help="Euler steps")
+    add("--cfg_strength", type=float, default=4.5, help="guidance; below 1 none")
+    add("--batch_size", type=int, default=4, help="samples at once")
+    add("--dtype", choices=numerics.DTYPES, default="auto", help="compute dtype; auto: by the device")
+    add("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")
+    add("--format", choices=["wav", "flac"], default="wav", help="of the sound file")
+    add("--out", type=Path, default=Path("out"), help="folder of the results")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    args = parser.parse_args()
+    for name in ("steps", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.clips and (args.video or args.prompt):
+        raise UserError("--clips brings its own videos and captions; leave --video and --prompt out")
+    if bool(args.clips) != bool(args.root):
+        raise UserError("--clips and --root go together")
+    if not (args.clips or args.video or args.prompt):
+        raise UserError("there is nothing to make sound for: give --video, --prompt or --clips")
+    return args
+
+
+def requests(args: argparse.Namespace) -> list[Request]:
+    """What the command line asks for, with names for the results."""
+    seeds = itertools.count(args.seed)
+    if args.clips:
+        from mmaudio_jax.data.clips import read_clips
+
+        return [
+            Request(
+                clip.id,
+                clip.video,
+                clip.start_time,
+                min(args.duration, clip.end_time - clip.start_time),
+                clip.caption,
+                seed,
+            )
+            for clip, seed in zip(read_clips(args.clips, args.root), seeds, strict=False)
+        ]
+    if not args.video:
+        name = re.sub(r"\W+", "_", args.prompt.lower()).strip("_")[:MAX_PROMPT_NAME] or "sound"
+        return [Request(name, None, 0.0, args.duration, args.prompt, args.seed)]
+    found = [
+        Request(video.stem, video, 0.0, args.duration, args.prompt, seed)
+        for video, seed in zip(args.video, seeds, strict=False)
+    ]
+    names = [request.name for request in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{names.count(name)} videos are called {name}, and so would be their sounds; run them apart"
+            )
+    return found
+
+
+def fitted(request: Request) -> Request:
+    """The request, shortened with a warning to what its video has."""
+    if request.video is None:
+        return request
+    from mmaudio_jax.data import media
+
+    info = media.probe(request.video)
+    if not info.has_video:
+        raise UserError(f"{request.video} has no video stream")
+    there = info.video_duration - request.start
+    if there >= request.duration:
+        return request
+    print(
+        f"warning: {request.video} has {there:.2f} s, not {request.duration:g} s; its sound is as short",
+        file=sys.stderr,
+    )
+    return dataclasses.replace(request, duration=there)
+
+
+def batches(items: Sequence[Request], size: int) -> Iterator[list[Request]]:
+    """Groups of one duration, each full but the last of its duration: few shapes compile."""
+    for _, group in itertools.groupby(sorted(items, key=lambda r: r.duration), key=lambda r: r.duration):
+        group = list(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+@errors.main
+def main() -> int:
+    """Makes the sounds; 1 if some could not be made."""
+    args = parse_arguments()
+    asked = requests(args)
+    results = {request.name: args.out / f"{request.name}.{args.format}" for request in asked}
+    if not args.overwrite:
+        for path in results.values():
+            if path.exists():
+                raise UserError(f"{path} exists already; choose another --out, or give --overwrite")
+
+    import tqdm
+
+    from mmaudio_jax import plots, sampling
+    from mmaudio_jax.data import audio as sound
+    from mmaudio_jax.data import media
+    from mmaudio_jax.sequence import lengths
+
+    pipeline = sampling.Pipeline.load(
+        args.weights,
+        args.model,
+        args.adapter,
+        dtype=numerics.compute_dtype(args.dtype),
+        precision=args.matmul_precision,
+    )
+    failed: list[str] = []
+
+    def attempt(request: Request, function):
+        try:
+            return function(request)
+        except UserError as error:
+            failed.append(request.name)
+            print(f"error: {request.name}: {error}", file=sys.stderr)
+            return None
+
+    def features(request: Request) -> sampling.Features:
+        lengths(request.duration, pipeline.mode)
+        frames = media.read_frames(request.video, request.start, request.duration) if request.video else None
+        return pipeline.features(frames, request.prompt, args.negative_prompt)
+
+    def write(request: Request, audio) -> None:
+        sound.write_audio(results[request.name], audio, pipeline.mode.sample_rate)
+        plots.save_spectrogram(results[request.name].with_suffix(".png"), audio, pipeline.mode.sample_rate)
+        if request.video:
+            path = results[request.name].with_suffix(".mp4")
+            media.write_video(path, request.video, audio, pipeline.mode.sample_rate, request.start, request.duration)
+
+    usable = [request for request in (attempt(r, fitted) for r in asked) if request]
+    with tqdm.tqdm(total=len(usable), unit="sample") as bar:
+        for batch in batches(usable, args.batch_size):
+            encoded = [(request, found) for request in batch if (found := attempt(request, features))]
+            if encoded:
+                chosen, conditions = zip(*encoded, strict=True)
+                waves = pipeline.generate(
+                    conditions,
+                    [request.seed for request in chosen],
+                    chosen[0].duration,
+                    num_steps=args.steps,
+                    cfg_strength=args.cfg_strength,
+                )
+                for request, wave in zip(chosen, waves, strict=True):
+                    attempt(request, lambda request: write(request, wave))  # noqa: B023 - called at once
+            bar.update(len(batch))
+    for request in usable:
+        if request.name not in failed:
+            print(results[request.name])
+    if failed:
+        raise UserError(f"{len(failed)} of {len(asked)} could not be made: {', '.join(failed)}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
