@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from convert.folding import fold_magnitude, fold_weight_norm
 from mmaudio_jax import trees, weights
@@ -119,7 +118,7 @@ class Table:
     def parameters(self, preset: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape of every parameter of a preset, by path."""
         cls, config = weights.network_class(self.network), self.presets()[preset]
-        return trees.abstract(lambda: cls(config, rngs=nnx.Rngs(0)))[1]
+        return trees.abstract(lambda: cls(config, rngs=trees.UNDRAWN))[1]
 
 
 LEAVES = (  # what most layers need, and what is left: biases, tokens, positions, statistics

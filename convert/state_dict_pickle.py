@@ -33,6 +33,7 @@ PARAMETER = "torch._utils._rebuild_parameter"
 NAMES = {*STORAGES, ORDERED_DICT, SIZE, TENSOR, PARAMETER}
 
 CONSTANTS = {  # instructions that push the value written after them
+    *("INT", "LONG", "FLOAT", "UNICODE", "STRING"),
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
 }
@@ -132,6 +133,9 @@ def _interpret(pickled: bytes) -> Any:
                 _expect(stack[-1], list).extend(items)
             case "EMPTY_DICT":
                 stack.append({})
+            case "DICT":
+                items = pop_mark()
+                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
                 _expect(stack[-1], dict)[key] = value
