@@ -9,6 +9,7 @@ features from a seed. Prints a table, and exits with 1 if parity fails.
 import argparse
 import functools
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np  # noqa: E402
 import recipe  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from convert import rules  # noqa: E402
+from convert import checkpoint_file, matching  # noqa: E402
 from mmaudio_jax import lora, objective, optim, sampling, training, trees  # noqa: E402
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio  # noqa: E402
 
@@ -140,8 +141,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     report("device", f"{jax.local_devices()[0].device_kind}, jax {jax.__version__}")
-    tensors = recipe.state_dict(recipe.load_manifest("mmaudio_small_16k.pth"), 1)
-    params = jax.device_put(rules.convert(tensors).params)
+    with tempfile.TemporaryDirectory() as folder:
+        file = recipe.write_checkpoint("mmaudio_small_16k.pth", folder, seed=1)
+        params = jax.device_put(matching.recognise(checkpoint_file.read(file)).parameters(), jax.local_devices()[0])
     good = parity(params)
     train(params, args.batch, args.steps)
     report("peak memory after training", peak_memory())

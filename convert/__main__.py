@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import jax
+
 from convert import released
 from convert.conversion import Report, convert
 from mmaudio_jax import errors
@@ -24,6 +26,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("weights"), help="where the folders go (default: weights)")
     parser.add_argument("--overwrite", action="store_true", help="replace folders that are there already")
     args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator's memory
     failures = 0
     for path in args.files:
         try:
@@ -44,11 +47,15 @@ def _describe(path: Path, report: Report) -> str:
         origin = f"byte for byte the published {report.published_as}"
     lines = [
         f"{path}: {report.directory.name} ({report.network}), {report.tensors} tensors; {origin}",
-        *(f"  ignored {len(names)}, such as {names[0]}: {why}" for why, names in report.ignored.items()),
+        *(f"  ignored {_some(names)}: {why}" for why, names in report.ignored.items()),
         *(f"  left aside {name}, a {kind} and no tensor" for name, kind in report.others.items()),
         f"  {report.elements:,} elements in {report.directory}",
     ]
     return "\n".join(lines)
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 if __name__ == "__main__":

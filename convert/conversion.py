@@ -31,14 +31,14 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
     """Writes OUT/PRESET from a published file, whole or not at all.
 
     Args:
-        path: .pth, .pt, .bin or .safetensors, in float32 or less; the network is recognised from its tensors.
+        path: .pth, .pt, .bin or .safetensors, in any floating-point precision; the network is recognised from its tensors.
         out: the folder that all weights lie in.
         overwrite: replaces OUT/PRESET if it is there.
         quiet: shows no progress.
 
     Raises:
         UserError: the file is damaged or does not fit (see `checkpoint_file.read`, `matching.recognise`), or
-            OUT/PRESET exists.
+            OUT/PRESET exists or cannot be written.
     """
     path = Path(path)
     checkpoint = checkpoint_file.read(path)
@@ -54,7 +54,10 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     provenance = {"source": path.name, "md5": md5, "sha256": sha256, "licence": released.LICENCE}
-    weights.save(directory, recognised.table.network, recognised.config, params, provenance, overwrite=overwrite)
+    try:
+        weights.save(directory, recognised.table.network, recognised.config, params, provenance, overwrite=overwrite)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error.strerror or error}") from None
     return Report(
         directory=directory,
         network=recognised.table.network,

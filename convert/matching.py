@@ -103,7 +103,7 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
     wanted = {
         name: shape
         for path, leaf in table.parameters(preset).items()
-        for name, shape in _sources(table, path, leaf.shape)
+        for name, shape in sources(table, path, leaf.shape)
     }
     problems, ignored = [], {}
     for name, shape in wanted.items():
@@ -129,7 +129,7 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
     return Recognised(table, preset, table.presets()[preset], tensors, ignored)
 
 
-def _sources(table: Table, path: str, shape: Shape) -> list[tuple[str, Shape]]:
+def sources(table: Table, path: str, shape: Shape) -> list[tuple[str, Shape]]:
     """Name and shape of each tensor that makes a parameter."""
     names, layout = table.recipe(path)
     return list(zip(names, layout.shapes(shape), strict=True))

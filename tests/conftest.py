@@ -1,12 +1,20 @@
 """Fixtures for the whole suite: the golden vectors and the files that go with them."""
 
+import functools
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+from convert.conversion import convert
+from mmaudio_jax import weights
+from mmaudio_jax.data.example import example_shapes
+from mmaudio_jax.data.records import FeatureWriter
+from mmaudio_jax.demo.networks import WIDTH, save_random_weights
 
 HERE = Path(__file__).parent / "golden"
 
@@ -45,6 +53,15 @@ class Golden:
     def state_dict(self, name: str) -> dict[str, np.ndarray]:
         return self.recipe.state_dict(self.manifest(name), self.seed)
 
+    @functools.lru_cache(maxsize=2)  # noqa: B019  the released networks are large; nothing of them stays on disk
+    def weights(self, name: str) -> weights.Weights:
+        """A checkpoint of this name, converted as a user would, and loaded."""
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            source = self.recipe.write_checkpoint(name, folder, self.seed)
+            report = convert(source, folder, quiet=True)
+            source.unlink()
+            return weights.load(report.directory, report.network)
+
     def checkpoint(self, name: str) -> Path:
         path = self._scratch / name
         return path if path.exists() else self.recipe.write_checkpoint(name, self._scratch, self.seed)
@@ -60,3 +77,25 @@ def _full_float32():
     """Parity is stated for float32 products; on an accelerator the default may be less."""
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory) -> Path:
+    """A weights folder of small random networks under the released 16 kHz names."""
+    folder = tmp_path_factory.mktemp("small") / "weights"
+    save_random_weights(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_features(tmp_path_factory) -> Path:
+    """A feature set of twelve 1-second examples from six videos, for the small networks; the values are random."""
+    folder = tmp_path_factory.mktemp("features") / "set"
+    rng = np.random.default_rng(0)
+    shapes = example_shapes("16k", 1.0, clip_dim=WIDTH, sync_dim=WIDTH, text_dim=WIDTH)
+    with FeatureWriter(folder, "16k", 1.0, shapes) as writer:
+        for i in range(12):
+            arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+            arrays["std"] = 0.1 + 0.1 * np.abs(arrays["std"])
+            writer.append({"id": f"clip{i}", "caption": "a sound", "original_video": f"video{i // 2}"}, arrays)
+    return folder

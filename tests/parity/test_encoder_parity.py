@@ -2,30 +2,19 @@
 
 import jax
 import numpy as np
-import published
 import pytest
 from conftest import relative_error
-from flax import nnx
 
 from mmaudio_jax import trees
-from mmaudio_jax.models import clip, synchformer
 
 pytestmark = pytest.mark.parity
 TOLERANCE = 1e-4
 
 
-def load_converted(golden, name: str, build):
-    """The definition and the parameters of the network that `build` makes, filled from a published file."""
-    tensors = golden.state_dict(name)
-    graphdef, shapes = trees.abstract(build)
-    return graphdef, published.fill(shapes, lambda tensor, shape: tensors.pop(tensor))
-
-
 def test_clip(golden):
     expected = golden.expected("clip")
-    graphdef, params = load_converted(
-        golden, "open_clip_pytorch_model.bin", lambda: clip.CLIP(clip.PRESETS["clip"], rngs=nnx.Rngs(0))
-    )
+    weights = golden.weights("open_clip_pytorch_model.bin")
+    graphdef, params = weights.graphdef(), weights.params
     images = 1 / (1 + np.exp(-golden.input("image", (2, 3, 384, 384)))).transpose(0, 2, 3, 1)
     encode_image = jax.jit(lambda params, images: trees.merge(graphdef, params).encode_image(images))
     assert relative_error(encode_image(params, images), expected["image_features"]) < TOLERANCE
@@ -35,11 +24,8 @@ def test_clip(golden):
 
 
 def test_synchformer(golden):
-    graphdef, params = load_converted(
-        golden,
-        "synchformer_state_dict.pth",
-        lambda: synchformer.Synchformer(synchformer.PRESETS["synchformer"], rngs=nnx.Rngs(0)),
-    )
+    weights = golden.weights("synchformer_state_dict.pth")
+    graphdef, params = weights.graphdef(), weights.params
     video = np.clip(golden.input("video", (1, 2, 16, 3, 224, 224)), -1, 1).transpose(0, 1, 2, 4, 5, 3)
     features = jax.jit(lambda params, video: trees.merge(graphdef, params)(video))(params, video)
     assert relative_error(features, golden.expected("synchformer")["video_features"]) < TOLERANCE

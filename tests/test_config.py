@@ -1,0 +1,80 @@
+"""Config files against the dataclasses that read them."""
+
+import ast
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+
+import pytest
+
+from mmaudio_jax import config, experiment
+from mmaudio_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+def shipped(name="lora_16k"):
+    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_is_whole_and_says_how_to_run_it(name):
+    assert isinstance(config.from_mapping(experiment.TrainConfig, shipped(name)), experiment.TrainConfig)
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    for word in ("Command", f"--config configs/{name}.py", "Hardware", "Time", "Expect"):
+        assert word in ast.get_docstring(ast.parse(text)), word
+
+
+def keys(cls, prefix=()):
+    for name, kind in typing.get_type_hints(cls).items():
+        yield from keys(kind, (*prefix, name)) if dataclasses.is_dataclass(kind) else [(*prefix, name)]
+
+
+def test_every_key_is_read_somewhere():
+    sources = [ast.parse(path.read_text()) for path in (ROOT / "mmaudio_jax").glob("*.py")]
+    read = {node.attr for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not [key for key in keys(experiment.TrainConfig) if key[-1] not in read]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batchsize": 8}, r"config.batchsize does not exist; did you mean config.batch_size\?"),
+        ({"batch_size": "8"}, "config.batch_size is '8'; it must be of type int"),
+        ({"batch_size": True}, "config.batch_size is True; it must be of type int"),
+        ({"lora": 3}, "config.lora must be a group of keys"),
+        ({"num_steps": 0}, "config.num_steps is 0; it must be at least 1"),
+        ({"validation_fraction": 1.0}, r"config.validation_fraction is 1.0; it must lie in \(0, 1\)"),
+        ({"workers": -1}, "config.workers is -1"),
+        ({"compute_dtype": "float16"}, "config.compute_dtype is 'float16'; it must be one of auto, float32, bfloat16"),
+    ],
+)
+def test_a_wrong_value_is_named(change, message):
+    with pytest.raises(UserError, match=message):
+        config.from_mapping(experiment.TrainConfig, shipped() | change)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("optimizer", "schedule", "linear", "optimizer.schedule is 'linear'; it must be one of constant, cosine"),
+        ("optimizer", "learning_rate", 0.0, "optimizer.learning_rate is 0.0; it must be positive"),
+        ("objective", "t_distribution", "beta", "objective.t_distribution is 'beta'; it must be one of logit_normal"),
+        ("objective", "drop_text", 2, "objective.drop_text is 2.0"),
+        ("lora", "rnk", 3, r"config.lora.rnk does not exist; did you mean config.lora.rank\?"),
+    ],
+)
+def test_a_wrong_value_in_a_group_is_named(group, key, value, message):
+    values = shipped()
+    values[group][key] = value
+    with pytest.raises(UserError, match=message):
+        config.from_mapping(experiment.TrainConfig, values)
+
+
+def test_a_missing_key_is_named():
+    values = shipped()
+    del values["seed"]
+    with pytest.raises(UserError, match="config.seed is missing"):
+        config.from_mapping(experiment.TrainConfig, values)

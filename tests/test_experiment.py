@@ -1,0 +1,183 @@
+"""A LoRA run as its user has it: what it writes, how it goes on, and what it refuses."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from configs import lora_16k
+from mmaudio_jax import checkpoint, config, experiment, weights
+from mmaudio_jax.data.example import example_shapes
+from mmaudio_jax.data.records import FeatureWriter
+from mmaudio_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"batch_size": 2, "num_steps": 6, "eval_every": 2, "log_every": 2}  # workers, accumulation: as shipped
+
+
+@pytest.fixture(scope="module")
+def small_config(small_weights, small_features):
+    """The shipped config, made small."""
+    values = lora_16k.get_config("medium").to_dict()
+    values |= {"weights": str(small_weights), "data": str(small_features), **SMALL}
+    values["lora"] |= {"rank": 4, "targets": ("qkv",)}
+    return config.from_mapping(experiment.TrainConfig, values)
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory):
+    """(workdir, log of compilations) of a run that nothing interrupted."""
+    workdir, messages = tmp_path_factory.mktemp("run") / "whole", []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("jax._src.interpreters.pxla")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        experiment.run(small_config, workdir, dry_run=False)
+    logger.removeHandler(handler)
+    return workdir, messages
+
+
+def command(small_config, workdir, *more):
+    lora = ("--config.lora.rank=4", "--config.lora.targets=('qkv',)")
+    places = (f"--config.weights={small_config.weights}", f"--config.data={small_config.data}")
+    sizes = (f"--config.{name}={value}" for name, value in SMALL.items())
+    return [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/lora_16k.py",
+        "--workdir",
+        str(workdir),
+        *lora,
+        *places,
+        *sizes,
+        *more,
+    ]
+
+
+def test_the_checkpoint_is_the_adapter_and_what_it_belongs_to(small_config, finished):
+    adapter = checkpoint.load_adapter(finished[0])
+    assert adapter.step == 6 and len(adapter.params) == 14 and all(".lora_" in path for path in adapter.params)
+    assert any(leaf.any() for path, leaf in adapter.params.items() if path.endswith("lora_b"))
+    base = weights.load(Path(small_config.weights) / "small_16k", "mmaudio")
+    assert adapter.run["base"] == {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]}
+    assert weights.fingerprint(base.params) == base.metadata["fingerprint"]  # training left the base as it was
+    assert adapter.run["config"]["lora"]["rank"] == 4 and adapter.run["data"] == {"next_position": 6 * 8}
+
+
+def test_measures_reach_jsonl_and_tensorboard(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in train] == [2, 4, 6]
+    assert [row["step"] for row in rows if "validation/loss" in row] == [0, 2, 4, 6]
+    names = {
+        "loss",
+        "velocity_norm",
+        "target_norm",
+        "velocity_cosine",
+        "grad_norm",
+        "learning_rate",
+        "samples_per_second",
+    }
+    assert names <= {tag.removeprefix("train/") for tag in train[-1]}
+    assert {tag for row in train for tag in row} >= {f"train/loss_t{r}" for r in ("0.0-0.3", "0.3-0.7", "0.7-1.0")}
+    board = EventAccumulator(str(finished[0] / "tensorboard")).Reload()
+    assert [event.value for event in board.Scalars("train/loss")] == pytest.approx([row["train/loss"] for row in train])
+
+
+def test_the_train_step_and_the_evaluation_compile_once(finished):
+    compiled = [message for message in finished[1] if re.match(r"Compiling jit\(step\)", message)]
+    assert len(compiled) == 2, compiled
+
+
+def test_killed_and_started_again_ends_in_the_same_bits(small_config, finished, tmp_path):
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def run(workdir, kill_after=None):
+        process = subprocess.Popen(command(small_config, workdir), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+        if kill_after is not None:
+            while process.poll() is None and not (workdir / "checkpoints" / str(kill_after)).exists():
+                time.sleep(0.02)
+            process.send_signal(signal.SIGKILL)
+        return process, process.communicate()[1]
+
+    process, _ = run(tmp_path / "killed", kill_after=2)
+    assert process.returncode == -signal.SIGKILL
+    process, printed = run(tmp_path / "killed")
+    assert process.returncode == 0, printed
+    assert "Traceback" not in printed and "leaked" not in printed
+    assert run(tmp_path / "whole")[0].returncode == 0
+    one, two = (checkpoint.load_adapter(tmp_path / name) for name in ("killed", "whole"))
+    assert one.step == two.step == 6
+    assert all((one.params[path] == two.params[path]).all() for path in one.params)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(rows) and rows.count(6) == 2  # nothing twice: one line of training, one of validation
+
+
+def test_a_finished_run_started_again_changes_nothing(small_config, finished, capsys):
+    before = (finished[0] / "metrics.jsonl").read_text()
+    experiment.run(small_config, finished[0], dry_run=False)
+    assert "going on from step 6" in capsys.readouterr().out
+    assert (finished[0] / "metrics.jsonl").read_text() == before
+
+
+def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, capsys):
+    experiment.run(small_config, tmp_path / "run", dry_run=True)
+    out = capsys.readouterr().out
+    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +7 +7,168", out) and "8 examples a step for 6 steps" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, finished):
+    changed = dataclasses.replace(
+        small_config, optimizer=dataclasses.replace(small_config.optimizer, learning_rate=1e-3)
+    )
+    with pytest.raises(
+        UserError, match=r"holds another run: its config.optimizer.learning_rate is 0.0001, now it is 0.001"
+    ):
+        experiment.run(changed, finished[0], dry_run=False)
+
+
+def test_weights_that_are_not_there_name_the_command(small_config, tmp_path):
+    missing = dataclasses.replace(small_config, weights=str(tmp_path))
+    with pytest.raises(UserError, match=r"there are no weights in .*small_16k; make them with `python -m convert"):
+        experiment.run(missing, tmp_path / "run", dry_run=False)
+
+
+def test_features_of_another_model_are_refused(small_config, tmp_path):
+    shapes = example_shapes("44k", 1.0, clip_dim=64, sync_dim=64, text_dim=64)
+    with FeatureWriter(tmp_path / "set", "44k", 1.0, shapes) as writer:
+        for i in range(2):
+            arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+            writer.append({"id": f"{i}", "caption": "x"}, arrays)
+    with pytest.raises(UserError, match="has 40 latent channels, small_16k needs 20"):
+        experiment.run(dataclasses.replace(small_config, data=str(tmp_path / "set")), tmp_path / "run", dry_run=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.lora.rnk=3"], "no such config key: 'rnk' Did you mean \"rank\""),
+        (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
+        (["--config.batch_size=x"], "flag --config.batch_size=x: invalid literal"),
+    ],
+)
+def test_the_command_line_answers_a_mistake_in_one_sentence(small_config, tmp_path, flags, message):
+    done = subprocess.run(command(small_config, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,153 @@
+"""sample.py and its pipeline on small networks and rendered clips."""
+
+import sys
+
+import av
+import jax
+import numpy as np
+import pytest
+import soundfile
+from conftest import relative_error
+
+import sample
+from mmaudio_jax import checkpoint, lora, sampling, trees, weights
+from mmaudio_jax.demo.render import render_clips
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.models.vae import VAEConfig
+
+DURATION = 1.0
+
+
+@pytest.fixture(scope="module")
+def pipeline(small_weights):
+    return sampling.Pipeline.load(small_weights, "small_16k")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """The table of two rendered videos, a little over one second long."""
+    return render_clips(tmp_path_factory.mktemp("clips"), 2, seed=3, duration=1.2)
+
+
+@pytest.fixture
+def run(small_weights, tmp_path, monkeypatch, capsys):
+    """Runs sample.py; returns (exit code, stderr)."""
+
+    def call(*arguments):
+        flags = ["--weights", str(small_weights), "--out", str(tmp_path / "out"), "--steps", "2", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
+        with pytest.raises(SystemExit) as end:
+            sample.main()
+        return end.value.code, capsys.readouterr().err
+
+    return call
+
+
+def seconds(path):
+    with av.open(str(path)) as container:
+        return {stream.type: float(stream.duration * stream.time_base) for stream in container.streams}
+
+
+def test_a_seed_gives_the_same_sound_in_any_batch_and_compiles_once(pipeline):
+    features = [pipeline.features(None, prompt) for prompt in ("rain", "a dog barks", "thunder")]
+    options = dict(duration=DURATION, num_steps=2)
+    alone = pipeline.generate(features[1:2], [7], **options)
+    together = pipeline.generate(features, [6, 7, 8], **options)
+    assert together.shape == (3, 16_000) and np.isfinite(together).all() and np.abs(together).max() <= 1
+    assert relative_error(together[1], alone[0]) < 1e-4
+    assert relative_error(together[0], together[1]) > 0.1
+    count = sampling.sample._cache_size(), sampling.decode._cache_size()
+    again = pipeline.generate(features, [6, 7, 9], cfg_strength=3.0, **options)
+    assert (sampling.sample._cache_size(), sampling.decode._cache_size()) == count
+    assert relative_error(again[0], together[0]) > 1e-4 and relative_error(again[2], together[2]) > 0.1
+
+
+def test_prompt_and_negative_prompt_change_the_sound(pipeline):
+    def sound(*texts):
+        return pipeline.generate([pipeline.features(None, *texts)], [0], DURATION, num_steps=2)[0]
+
+    base = sound("rain")
+    assert relative_error(sound("thunder"), base) > 1e-4 and relative_error(sound("rain", "thunder"), base) > 1e-4
+
+
+def test_videos_get_sound_picture_and_spectrogram(run, clips, tmp_path):
+    videos = sorted(clips.parent.glob("*.mp4"))
+    code, _ = run("--video", videos[0], "--video", videos[1], "--prompt", "a ball", "--duration", DURATION)
+    assert code == 0
+    out = tmp_path / "out"
+    for video in videos:
+        audio, rate = soundfile.read(out / f"{video.stem}.wav")
+        assert rate == 16_000 and len(audio) == 16_000 and np.abs(audio).max() > 0
+        assert (out / f"{video.stem}.png").read_bytes().startswith(b"\x89PNG")
+        assert seconds(out / f"{video.stem}.mp4") == pytest.approx({"video": DURATION, "audio": DURATION}, abs=0.1)
+    code, error = run("--video", videos[0], "--duration", DURATION)
+    assert code == 1 and error.startswith("error: ") and "exists already; choose another --out" in error
+
+
+def test_a_table_is_a_batch_and_a_bad_row_costs_itself_alone(run, clips, tmp_path):
+    (clips.parent / "broken.mp4").write_text("no video")
+    rows = clips.read_text().splitlines()
+    table = clips.with_name("with_broken.tsv")
+    table.write_text("\n".join([*rows, rows[1].replace("clip_000", "broken")]) + "\n")
+    code, error = run("--clips", table, "--root", clips.parent, "--duration", DURATION, "--format", "flac")
+    assert code == 1 and "broken.mp4" in error and "1 of 3 could not be made: broken" in error
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.flac")) == ["clip_000.flac", "clip_001.flac"]
+
+
+def test_a_shorter_video_shortens_the_sound_with_a_warning(run, clips, tmp_path):
+    video = sorted(clips.parent.glob("clip_*.mp4"))[0]
+    code, error = run("--video", video, "--duration", "1.5")
+    there = seconds(video)["video"]
+    assert code == 0 and f"warning: {video} has {there:.2f} s, not 1.5 s" in error
+    assert len(soundfile.read(tmp_path / "out" / f"{video.stem}.wav")[0]) == round(there * 16_000)
+
+
+def test_words_alone_make_sound(run, tmp_path):
+    assert run("--prompt", "Rain, on a tin roof!", "--duration", DURATION)[0] == 0
+    assert len(soundfile.read(tmp_path / "out" / "rain_on_a_tin_roof.wav")[0]) == 16_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is nothing to make sound for"),
+        (["--prompt", "x", "--duration", "0.1"], "a duration of 0.1 s is not possible"),
+        (["--video", "nowhere.mp4"], "nowhere.mp4"),
+        (["--prompt", "x", "--model", "large_44k"], "there are no weights in"),
+        (["--prompt", "x", "--adapter", "nowhere"], "nowhere is no training run"),
+        (["--prompt", "x", "--steps", "0"], "--steps is 0"),
+    ],
+)
+def test_mistakes(run, arguments, message):
+    code, error = run(*arguments)
+    assert code == 1 and message in error and "Traceback" not in error
+
+
+def test_the_wrong_vae_is_refused(small_weights, tmp_path):
+    for path in small_weights.iterdir():
+        if path.name != "vae_16k":
+            (tmp_path / path.name).symlink_to(path)
+    config = VAEConfig(mel_bins=80, latent_dim=40, width=8)
+    module = weights.network_class("vae")(config, rngs=trees.UNDRAWN)
+    weights.save(tmp_path / "vae_16k", "vae", config, trees.split(module)[1])
+    with pytest.raises(UserError, match="has 40 latent channels, small_16k needs 20: it is another model's"):
+        sampling.Pipeline.load(tmp_path, "small_16k")
+
+
+def test_an_adapter_changes_the_network_and_belongs_to_its_base(small_weights, tmp_path, monkeypatch):
+    base = weights.load(small_weights / "small_16k", "mmaudio")
+    config = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "targets": ["qkv"], "patterns": {"qkv": r".*\.attn\.qkv"}}
+    path = "fused_blocks.0.attn.qkv"
+    a, b = (jax.random.normal(jax.random.key(0), shape) for shape in ((64, 2), (2, 192)))
+    stored = {
+        "base": {"path": "weights/small_16k", "fingerprint": base.metadata["fingerprint"]},
+        "config": {"lora": config},
+    }
+    adapter = checkpoint.Adapter({f"{path}.lora_a": a, f"{path}.lora_b": b}, 3, stored)
+    monkeypatch.setattr(checkpoint, "load_adapter", lambda workdir: adapter)
+    merged = sampling.load_flow_network(small_weights / "small_16k", tmp_path).params
+    assert merged.keys() == base.params.keys() and lora.ADAPTER
+    assert relative_error(merged[f"{path}.kernel"], base.params[f"{path}.kernel"] + a @ b) < 1e-6
+    stored["base"]["fingerprint"] = "another"
+    with pytest.raises(UserError, match="was trained on weights/small_16k, whose weights are not those of"):
+        sampling.load_flow_network(small_weights / "small_16k", tmp_path)
