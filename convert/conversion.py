@@ -31,7 +31,7 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
     """Writes OUT/PRESET from a published file, whole or not at all.
 
     Args:
-        path: .pth, .pt, .bin or .safetensors, in any floating-point precision; the network is recognised from its tensors.
+        path: .pth, .pt, .bin or .safetensors, in any floating-point precision; recognised from its tensors.
         out: the folder that all weights lie in.
         overwrite: replaces OUT/PRESET if it is there.
         quiet: shows no progress.
