@@ -233,7 +233,7 @@ def extract(
     bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     with (
         FeatureWriter(out, mode, duration, shapes, fingerprints) as writer,
-        tqdm.tqdm(total=len(clips), unit="clips", bar_format=bar_format) as bar,
+        tqdm.tqdm(total=len(clips), unit=" clips", bar_format=bar_format) as bar,
     ):
 
         def fail(clip: Clip, error: Exception) -> None:

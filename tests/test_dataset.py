@@ -1,4 +1,7 @@
 import itertools
+import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmaudio_jax.data.dataset import split_by_source, training_batches, validation_batches
 from mmaudio_jax.data.example import example_shapes
-from mmaudio_jax.data.records import FeatureWriter, open_features
+from mmaudio_jax.data.records import RECORDS, FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
 
 SHAPES = example_shapes("16k", 1.0, clip_dim=4, sync_dim=4, text_dim=4)
@@ -99,20 +102,42 @@ def test_a_batch_may_be_larger_than_the_set(features):
 
 
 def test_workers_change_nothing_and_their_error_is_the_same_sentence(features, tmp_path):
-    args = dict(batch_size=3, seed=5, start_step=2)
-    expected = take(training_batches(features, range(COUNT), **args), 8)
-    damaged = write(tmp_path / "damaged")
-    damaged.table.rows[7]["id"] = "the bad one"
-    damaged.metadata.shapes["mean"] = (1, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = take(training_batches(features, range(COUNT), workers=2, **args), 8)
-    for a, b in zip(expected, found, strict=True):
-        assert all(np.array_equal(a[name], b[name]) for name in a)
-    for workers in (0, 1):
-        batches = training_batches(damaged, [7], batch_size=1, seed=0, workers=workers)
-        with pytest.raises(UserError, match=r"damaged at row 9 of clips.tsv \(id 'the bad one'\): mean is float32"):
+    damaged = shutil.copytree(features.path, tmp_path / "damaged") / RECORDS
+    raw = bytearray(damaged.read_bytes())
+    raw[raw.index(np.full(64, 8, np.float32).tobytes())] ^= 1  # within the record of example 7
+    damaged.write_bytes(raw)
+    args = dict(batch_size=2, seed=3, start_step=2)
+    expected = take(training_batches(features, range(COUNT), **args), 9)
+    healthy = next(i for i, batch in enumerate(expected) if 7 in which(batch))
+    assert healthy > 1, "choose a seed that brings the damaged example later"
+
+    messages = []
+    for workers in (0, 2):
+        batches = training_batches(open_features(damaged.parent), range(COUNT), workers=workers, **args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for batch in expected[:healthy]:
+                found = next(batches)
+                assert all(np.array_equal(found[name], batch[name]) for name in batch)
+        with pytest.raises(UserError, match=r"damaged at row 9 of clips.tsv \(id 'clip7'\)") as error:
             next(batches)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_killed_run_leaves_no_worker_behind(tmp_path):
+    (tmp_path / "run.py").write_text(
+        "import multiprocessing, time\n"
+        "from mmaudio_jax.data.dataset import end_with_parent\n"
+        "def work(): end_with_parent(); print('working', flush=True); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.get_context('spawn').Process(target=work, daemon=True).start()\n"
+        "    time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE)
+    assert run.stdout.readline() == b"working\n"
+    run.kill()
+    run.communicate(timeout=20)  # which waits until nobody holds the pipe, the worker neither
 
 
 def test_validation_sees_each_example_once_in_one_shape(features):

@@ -6,6 +6,9 @@ So a run that starts again at a step needs the step and nothing else, on any num
 """
 
 import atexit
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -100,7 +103,8 @@ def training_batches(
         _parse_flags()
         # batched after the workers: within them the stream would depend on their number
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER),
+            worker_init_fn=end_with_parent,
         )
     return _iterate(dataset.batch(local_size))
 
@@ -149,6 +153,16 @@ def _parse_flags() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def end_with_parent(*_) -> None:
+    """Ends this worker when the run that started it is gone, as after a kill: Grain's workers would wait forever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _iterate(dataset) -> Iterator[Batch]:
