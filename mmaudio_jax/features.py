@@ -242,11 +242,12 @@ def extract(
             bar.update()
 
         def flush(batch: list[tuple[Clip, Media]]) -> None:
-            for clip, arrays in zip(batch, encode(encoders, *zip(*batch, strict=True), mode), strict=True):
+            done, found = zip(*batch, strict=True)
+            for clip, arrays in zip(done, encode(encoders, done, found, mode), strict=True):
                 try:
-                    writer.append(clip[0].columns, arrays)
+                    writer.append(clip.columns, arrays)
                 except ValueError as error:
-                    fail(clip[0], error)
+                    fail(clip, error)
                 else:
                     bar.update()
 

@@ -106,11 +106,12 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_written(extract, tmp_path
         row("text", "text.mp4"),
         row("brief", "1.mp4", end_time="0.5"),
         row("fine", "1.mp4"),
+        row("last", "2.mp4"),
     ]
     code, printed = extract(*rows)
     assert code == 1
-    assert "error: 6 of 8 clips could not be used; the reasons are in" in printed and "Traceback" not in printed
-    assert open_features(tmp_path / "set").ids == ["good", "fine"]
+    assert "error: 6 of 9 clips could not be used; the reasons are in" in printed and "Traceback" not in printed
+    assert open_features(tmp_path / "set").ids == ["good", "fine", "last"]
     failed = read_table(tmp_path / "set/failed.tsv")
     reasons = {entry["id"]: entry["reason"] for entry in failed.rows}
     assert list(reasons) == ["missing", "mute", "silent", "short", "text", "brief"]
