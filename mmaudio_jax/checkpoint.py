@@ -13,7 +13,8 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.training import State
 
 KEEP = 3  # the newest checkpoints that are kept
-MAY_CHANGE = ("config.log_every", "config.workers")  # what a resumed run may set otherwise
+# what a resumed run may have otherwise: how it is shown and read, and where the same base lies
+MAY_CHANGE = ("config.log_every", "config.workers", "config.weights", "base.path", "mmaudio_jax_version")
 
 
 class RunCheckpoints:

@@ -13,6 +13,7 @@ from mmaudio_jax import lora, numerics, objective, optim, training, trees, weigh
 from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import atomic_file
 from mmaudio_jax.metrics import MetricWriter
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
 
@@ -133,7 +134,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         state = checkpoints.restore(state)
         print(f"going on from step {checkpoints.latest_step} of {workdir}")
     start, global_batch = int(state["step"]), config.batch_size * config.accumulation
-    (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    with atomic_file(workdir / "config.json") as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
     schedule = optim.learning_rate(config.optimizer, config.num_steps)
     writer = MetricWriter(workdir, start, config.num_steps)

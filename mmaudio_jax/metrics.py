@@ -1,6 +1,7 @@
 """Where a run's numbers go: the console, TensorBoard, and metrics.jsonl for machines."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,9 +12,9 @@ from mmaudio_jax.files import atomic_file
 
 CONSOLE = {  # tag: (label, format)
     "train/loss": ("loss", ".4f"),
-    "train/loss_t0.0-0.3": ("t<0.3", ".3f"),
-    "train/loss_t0.3-0.7": ("t<0.7", ".3f"),
-    "train/loss_t0.7-1.0": ("t≥0.7", ".3f"),
+    "train/loss_t0.0-0.3": ("t<.3", ".3f"),
+    "train/loss_t0.3-0.7": (".3–.7", ".3f"),
+    "train/loss_t0.7-1.0": ("t≥.7", ".3f"),
     "train/velocity_norm": ("|v|", ".2f"),
     "train/target_norm": ("|target|", ".2f"),
     "train/velocity_cosine": ("cos", ".3f"),
@@ -50,7 +51,8 @@ class MetricWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records {tag: value} at a step."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
         shown = [f"{label} {values[tag]:{form}}" for tag, (label, form) in CONSOLE.items() if tag in values]
