@@ -70,8 +70,7 @@ def test_the_same_seed_renders_the_same_scenes(tmp_path, clips):
     other = render_clips(tmp_path / "other", 2, seed=2, duration=SECONDS)
     for name in ("clip_000.mp4", "clip_001.mp4"):
         first, same, different = (
-            media.read_frames(folder / name, 0, SECONDS)[1]
+            media.read_frames(folder / name, 0, SECONDS)[1].astype(int)
             for folder in (clips[0].video.parent, again.parent, other.parent)
         )
-        np.testing.assert_array_equal(first, same)
-        assert not np.array_equal(first, different)
+        assert np.abs(first - same).mean() < 0.1 < np.abs(first - different).mean()  # x264 does not promise equal bits

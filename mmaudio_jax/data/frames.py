@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from scipy import sparse
 
 from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS
@@ -27,47 +27,53 @@ def sync_frame(image: Image) -> UInt8[np.ndarray, "224 224 3"]:
     """The image with its short side resized to 224, then its central 224×224."""
     height, width = image.shape[:2]
     short = min(height, width)
-    image = resize(image, int(SYNC_SIZE * height / short), int(SYNC_SIZE * width / short))
-    top, left = (round((size - SYNC_SIZE) / 2) for size in image.shape[:2])
-    return image[top : top + SYNC_SIZE, left : left + SYNC_SIZE]
+    return resize(image, int(SYNC_SIZE * height / short), int(SYNC_SIZE * width / short), crop=SYNC_SIZE)
 
 
-def resize(image: Image, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+def resize(image: Image, height: int, width: int, crop: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Anti-aliased bicubic (a = −0.5) resize in 8-bit arithmetic: first the width, then the height.
 
-    Equal in every bit to what PyTorch's uint8 interpolation computes, which the encoders were trained on.
+    With `crop`, only the central crop×crop of the result is computed. Equal in every bit to what PyTorch's uint8
+    interpolation computes, which the encoders were trained on.
     """
-    columns, rows = _bicubic(image.shape[1], width), _bicubic(image.shape[0], height)
-    planes = image.transpose(2, 1, 0).astype(np.int32, order="C")  # (channel, column, row)
+    columns, rows = _Bicubic(image.shape[1], width, crop), _Bicubic(image.shape[0], height, crop)
+    planes = image[rows.used, columns.used].transpose(2, 1, 0).astype(np.int32, order="C")  # (channel, column, row)
     return np.stack([rows(columns(plane).T) for plane in planes], axis=-1).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=64)
-def _bicubic(size: int, new_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """One pass of the resize along axis 0, with weights rounded to 16 bits as fixed-point numbers."""
-    scale = size / new_size
-    stretch = max(scale, 1.0)
-    support = 2 * stretch
-    centre = scale * (np.arange(new_size)[:, None] + 0.5)
-    first = np.maximum((centre - support + 0.5).astype(int), 0)
-    last = np.minimum((centre + support + 0.5).astype(int), size)
-    tap = np.arange(size)
-    weights = np.where((first <= tap) & (tap < last), _cubic((tap - centre + 0.5) / stretch), 0.0)
-    weights /= weights.sum(axis=1, keepdims=True)
+class _Bicubic:
+    """One pass of the resize along axis 0, with weights rounded to 16 bits as fixed-point numbers.
 
-    shift = 0  # the most fractional bits that keep every weight within 16 bits
-    while int(weights.max() * 2 ** (shift + 1) + 0.5) < 2**15:
-        shift += 1
-    fixed = np.trunc(weights * 2**shift + np.copysign(0.5, weights)).astype(np.int32)
-    matrix = sparse.csr_array(fixed)
+    `used` is the part of the axis that the pass reads; it is called with that part.
+    """
 
-    def apply(plane: np.ndarray) -> np.ndarray:
-        total = matrix @ plane
-        total += 1 << (shift - 1)
-        total >>= shift
+    def __init__(self, size: int, new_size: int, crop: int | None):
+        scale = size / new_size
+        stretch = max(scale, 1.0)
+        support = 2 * stretch
+        centre = scale * (np.arange(new_size)[:, None] + 0.5)
+        first = np.maximum((centre - support + 0.5).astype(int), 0)
+        last = np.minimum((centre + support + 0.5).astype(int), size)
+        tap = np.arange(size)
+        weights = np.where((first <= tap) & (tap < last), _cubic((tap - centre + 0.5) / stretch), 0.0)
+        weights /= weights.sum(axis=1, keepdims=True)
+
+        self.shift = 0  # the most fractional bits that keep every weight within 16 bits
+        while int(weights.max() * 2 ** (self.shift + 1) + 0.5) < 2**15:
+            self.shift += 1
+        fixed = np.trunc(weights * 2**self.shift + np.copysign(0.5, weights)).astype(np.int32)
+
+        begin = 0 if crop is None else round((new_size - crop) / 2)
+        end = new_size if crop is None else begin + crop
+        self.used = slice(int(first[begin, 0]), int(last[end - 1, 0]))
+        self.matrix = sparse.csr_array(fixed[begin:end, self.used])
+
+    def __call__(self, plane: Int32[np.ndarray, "used x"]) -> Int32[np.ndarray, "new x"]:
+        total = self.matrix @ plane
+        total += 1 << (self.shift - 1)
+        total >>= self.shift
         return np.clip(total, 0, 255, out=total)
-
-    return apply
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:

@@ -187,7 +187,7 @@ def _sound_track(scene: Scene, samples: int) -> Float[np.ndarray, " samples"]:
 
 def _write(path: Path, scene: Scene, frames: int) -> None:
     with atomic_file(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as output:
-        video = output.add_stream("libx264", rate=FPS, options={"crf": "20", "threads": "1"})
+        video = output.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = output.add_stream("aac", rate=RATE, layout="mono")
         audio.bit_rate = 128_000
