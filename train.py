@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from mmaudio_jax import errors
@@ -34,8 +34,6 @@ def parse_flags(arguments: list[str]) -> list[str]:
 def main(_) -> None:
     """Hands the config over to the experiment."""
     from mmaudio_jax import config, experiment
-
-    logging.set_verbosity(logging.ERROR)  # Orbax narrates every save
 
     train_config = config.from_mapping(experiment.TrainConfig, CONFIG.value.to_dict())
     experiment.run(train_config, Path(WORKDIR.value), DRY_RUN.value)

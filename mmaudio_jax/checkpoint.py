@@ -12,6 +12,7 @@ from mmaudio_jax import trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.training import State
 
+FOLDER = "checkpoints"  # of a workdir
 KEEP = 3  # the newest checkpoints that are kept
 # what a resumed run may have otherwise: how it is shown and read, and where the same base lies
 MAY_CHANGE = ("config.log_every", "config.workers", "config.weights", "base.path", "mmaudio_jax_version")
@@ -32,7 +33,7 @@ class RunCheckpoints:
     def __init__(self, workdir: Path, run: Mapping[str, Any]):
         self._run = dict(run)
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._manager = _open(workdir, options)
         self.latest_step: int | None = self._manager.latest_step()
         if self.latest_step is not None:
             stored = _read_run(self._manager, self.latest_step)
@@ -73,18 +74,22 @@ def load_adapter(workdir: Path) -> Adapter:
     Raises:
         UserError: the folder holds no checkpoint.
     """
-    folder = (workdir / "checkpoints").absolute()
-    if not folder.is_dir():
-        raise UserError(f"{workdir} is no training run: there is no {folder.name} folder in it")
-    with ocp.CheckpointManager(folder) as manager:
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(f"{workdir} is no training run: there is no folder {FOLDER} in it")
+    with _open(workdir) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
-        tree = manager.item_metadata(step)["state"].tree
+        stored = manager.item_metadata(step)["state"].tree["params"]
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in tree["params"].items()}
+        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in stored.items()}
         params = _restore(manager, step, {"params": target}, partial_restore=True)["params"]
         return Adapter(params, step, _read_run(manager, step))
+
+
+def _open(workdir: Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:

@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+from absl import logging
+
 
 class UserError(Exception):
     """A mistake that the user can mend; the message says what is wrong, where, and what to do."""
@@ -14,6 +16,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
+        logging.set_verbosity(logging.ERROR)  # Orbax narrates every save and restore
         try:
             code = function(*args, **kwargs)
         except UserError as error:
