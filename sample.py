@@ -7,6 +7,7 @@ video, a prompt alone makes sound from text; a clips.tsv makes a batch.
 import argparse
 import dataclasses
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from mmaudio_jax import errors, numerics
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.sequence import ROUNDING, SYNC_FPS, lengths
 
 MAX_PROMPT_NAME = 60  # characters of a prompt that become a file name
 
@@ -76,7 +78,7 @@ def requests(args: argparse.Namespace) -> list[Request]:
                 clip.id,
                 clip.video,
                 clip.start_time,
-                min(args.duration, clip.end_time - clip.start_time),
+                capped(clip.end_time - clip.start_time, args.duration),
                 clip.caption,
                 seed,
             )
@@ -107,14 +109,34 @@ def fitted(request: Request) -> Request:
     info = media.probe(request.video)
     if not info.has_video:
         raise UserError(f"{request.video} has no video stream")
-    there = info.video_duration - request.start
-    if there >= request.duration:
-        return request
-    print(
-        f"warning: {request.video} has {there:.2f} s, not {request.duration:g} s; its sound is as short",
-        file=sys.stderr,
-    )
-    return dataclasses.replace(request, duration=there)
+    duration = capped(info.video_duration - request.start, request.duration)
+    if duration < request.duration:
+        print(
+            f"warning: {request.video} has {duration:.2f} s, not {request.duration:g} s; its sound is as short",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(request, duration=duration)
+
+
+def capped(there: float, asked: float) -> float:
+    """Seconds to make: what is asked for, or what is there, in whole sync frames so that few lengths compile."""
+    return asked if there >= asked - ROUNDING else math.floor((there + ROUNDING) * SYNC_FPS) / SYNC_FPS
+
+
+def outputs(request: Request, folder: Path, sound: str) -> dict[str, Path]:
+    """The files of a request, by suffix; `sound` is wav or flac."""
+    suffixes = [sound, "png", *(["mp4"] if request.video else [])]
+    return {suffix: folder / f"{request.name}.{suffix}" for suffix in suffixes}
+
+
+def check_outputs(paths: Sequence[Path], sources: Sequence[Path], overwrite: bool) -> None:
+    """Raises a UserError if a result would take the place of a source, or, without `overwrite`, of any file."""
+    kept = {source.resolve() for source in sources}
+    for path in paths:
+        if path.resolve() in kept:
+            raise UserError(f"{path} is one of the videos themselves; choose another --out")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists already; choose another --out, or give --overwrite")
 
 
 def batches(items: Sequence[Request], size: int) -> Iterator[list[Request]]:
@@ -129,18 +151,18 @@ def main() -> int:
     """Makes the sounds; 1 if some could not be made."""
     args = parse_arguments()
     asked = requests(args)
-    results = {request.name: args.out / f"{request.name}.{args.format}" for request in asked}
-    if not args.overwrite:
-        for path in results.values():
-            if path.exists():
-                raise UserError(f"{path} exists already; choose another --out, or give --overwrite")
+    results = {request.name: outputs(request, args.out, args.format) for request in asked}
+    check_outputs(
+        [path for paths in results.values() for path in paths.values()],
+        [request.video for request in asked if request.video],
+        args.overwrite,
+    )
 
     import tqdm
 
     from mmaudio_jax import plots, sampling
     from mmaudio_jax.data import audio as sound
     from mmaudio_jax.data import media
-    from mmaudio_jax.sequence import lengths
 
     pipeline = sampling.Pipeline.load(
         args.weights,
@@ -154,7 +176,7 @@ def main() -> int:
     def attempt(request: Request, function):
         try:
             return function(request)
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed.append(request.name)
             print(f"error: {request.name}: {error}", file=sys.stderr)
             return None
@@ -165,11 +187,11 @@ def main() -> int:
         return pipeline.features(frames, request.prompt, args.negative_prompt)
 
     def write(request: Request, audio) -> None:
-        sound.write_audio(results[request.name], audio, pipeline.mode.sample_rate)
-        plots.save_spectrogram(results[request.name].with_suffix(".png"), audio, pipeline.mode.sample_rate)
+        paths, rate = results[request.name], pipeline.mode.sample_rate
+        sound.write_audio(paths[args.format], audio, rate)
+        plots.save_spectrogram(paths["png"], audio, rate)
         if request.video:
-            path = results[request.name].with_suffix(".mp4")
-            media.write_video(path, request.video, audio, pipeline.mode.sample_rate, request.start, request.duration)
+            media.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
 
     usable = [request for request in (attempt(r, fitted) for r in asked) if request]
     with tqdm.tqdm(total=len(usable), unit="sample") as bar:
@@ -189,7 +211,7 @@ def main() -> int:
             bar.update(len(batch))
     for request in usable:
         if request.name not in failed:
-            print(results[request.name])
+            print(*results[request.name].values())
     if failed:
         raise UserError(f"{len(failed)} of {len(asked)} could not be made: {', '.join(failed)}")
     return 0

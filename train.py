@@ -18,6 +18,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends the process with one sentence."""
     try:
         rest = flags.FLAGS(arguments)
+        if len(rest) > 1:
+            sys.exit(f"error: {rest[1]!r} is no flag; settings are given as --config.KEY=VALUE")
         CONFIG.value.to_dict()  # a config file that could not be loaded says so only when it is read
         return rest
     except AttributeError as error:  # a locked config's answer to a key that it does not have

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_smoke.py [--batch 8] [--steps 10]
 
-Needs jax, flax, optax and numpy, no network and no file beside the repository: weights come from the golden recipe,
-features from a seed. Prints a table, and exits with 1 if parity fails.
+Needs jax, flax, optax, jaxtyping and safetensors, no network and no file beside the repository: weights come from the
+golden recipe, features from a seed. Prints a table, and exits with 1 if parity fails.
 """
 
 import argparse

@@ -15,7 +15,10 @@ from mmaudio_jax.training import State
 FOLDER = "checkpoints"  # of a workdir
 KEEP = 3  # the newest checkpoints that are kept
 # what a resumed run may have otherwise: how it is shown and read, and where the same base lies
-MAY_CHANGE = ("config.log_every", "config.workers", "config.weights", "base.path", "mmaudio_jax_version")
+MAY_CHANGE = (
+    *("config.log_every", "config.workers", "config.weights", "config.data"),
+    *("base.path", "mmaudio_jax_version"),
+)
 
 
 class RunCheckpoints:
@@ -23,8 +26,8 @@ class RunCheckpoints:
 
     Args:
         workdir: the run's folder.
-        run: what the run is, JSON values: `config`, `base` (path, fingerprint), version. It is stored with every
-            checkpoint; opening a folder that holds another run's is an error.
+        run: what the run is, JSON values: `config`, `base` and `data` (what they are, and where), version. It is
+            stored with every checkpoint; opening a folder that holds another run's is an error.
 
     Raises:
         UserError: the folder belongs to another run (names the first key that differs).
@@ -39,19 +42,17 @@ class RunCheckpoints:
             stored = _read_run(self._manager, self.latest_step)
             _check_same("", stored, self._run, workdir)
 
-    def save(self, step: int, state: State, data: Mapping[str, Any]) -> None:
-        """Starts saving; the state has been copied when this returns. `data` is the stream's place, for the record."""
+    def save(self, step: int, state: State) -> None:
+        """Starts saving; the state has been copied when this returns."""
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave({**self._run, "data": dict(data)})
-            ),
+            args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(self._run)),
         )
 
     def restore(self, like: State) -> State:
         """The newest state; `like` gives structure, shapes and devices."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return _restore(self._manager, self.latest_step, target)
+        return _restore_tree(self._manager, self.latest_step, target)
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -76,31 +77,40 @@ def load_adapter(workdir: Path) -> Adapter:
     """
     if not (workdir / FOLDER).is_dir():
         raise UserError(f"{workdir} is no training run: there is no folder {FOLDER} in it")
-    with _open(workdir) as manager:
+    with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
         stored = manager.item_metadata(step)["state"].tree["params"]
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in stored.items()}
-        params = _restore(manager, step, {"params": target}, partial_restore=True)["params"]
+        params = _restore_tree(manager, step, {"params": target}, partial_restore=True)["params"]
         return Adapter(params, step, _read_run(manager, step))
 
 
-def _open(workdir: Path, options: ocp.CheckpointManagerOptions | None = None) -> ocp.CheckpointManager:
+def _open(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
-    args = ocp.args.PyTreeRestore(
-        item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), **options
-    )
-    return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{manager.directory / str(step)} is damaged or no checkpoint of this program ({reason}); "
+            "remove that folder to go on from the one before, or choose another --workdir"
+        ) from None
+
+
+def _restore_tree(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    return _restore(manager, step, "state", ocp.args.PyTreeRestore(item=target, restore_args=restore_args, **options))
 
 
 def _read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+    return _restore(manager, step, "run", ocp.args.JsonRestore())
 
 
 def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:

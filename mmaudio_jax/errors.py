@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def main(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Wraps an entry point: a `UserError` is printed as `error: …` and ends the process with code 1."""
+    """Wraps an entry point: a `UserError`, or a fault of the disk, is printed as `error: …`; code 1."""
 
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
@@ -21,6 +21,9 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
             code = function(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            code = 1
+        except OSError as error:  # a folder that cannot be written, a full disk
+            print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

@@ -1,8 +1,8 @@
 """One training run of MMAudio: from its config to the loop."""
 
 import dataclasses
+import hashlib
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
-from mmaudio_jax.metrics import MetricWriter
+from mmaudio_jax.metrics import Clock, MetricWriter
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
 
 
@@ -62,6 +62,8 @@ class TrainConfig:
         for name in ("batch_size", "accumulation", "num_steps", "log_every", "eval_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"config.seed is {self.seed}; it must lie in [0, 2³²)")
         if self.workers < 0:
             raise UserError(f"config.workers is {self.workers}; it must be 0 or more")
         if not 0 < self.validation_fraction < 1:
@@ -113,8 +115,9 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         f"adapter: {trees.count(trained):,}, trained\n"
         f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
         f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
-        f"compute in {dtype.name} on {jax.local_device_count()} {jax.default_backend()} device(s)"
+        f"compute in {dtype.name} on one {jax.local_devices()[0].device_kind}"
     )
+    features.check()
     if dry_run:
         return
 
@@ -127,6 +130,11 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         {
             "config": dataclasses.asdict(config),
             "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
+            "data": {
+                "mode": features.metadata.mode,
+                "duration": features.metadata.duration,
+                "ids_sha256": hashlib.sha256("\n".join(features.ids).encode()).hexdigest(),
+            },
             "mmaudio_jax_version": mmaudio_jax.__version__,
         },
     )
@@ -139,15 +147,26 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
 
     schedule = optim.learning_rate(config.optimizer, config.num_steps)
     writer = MetricWriter(workdir, start, config.num_steps)
-    last = {"step": start, "time": time.perf_counter()}
+    clock = Clock(start)
 
     def log(step: int, values: dict[str, float]) -> None:
         if "train/loss" in values:
-            now = time.perf_counter()
             values["train/learning_rate"] = float(schedule(step - 1))
-            values["train/samples_per_second"] = (step - last["step"]) * global_batch / (now - last["time"])
-            last.update(step=step, time=now)
+            values["train/samples_per_second"] = clock.rate(step) * global_batch
         writer.write(step, values)
+
+    def validation():
+        clock.stop()
+        return dataset.validation_batches(features, validation_rows, batch_size=config.batch_size)
+
+    def save(step: int, state: training.State) -> None:
+        checkpoints.save(step, state)
+        clock.go_on()
+
+    def progress(step: int) -> None:
+        if step == start + 1:  # the step is compiled
+            clock.start(step)
+        writer.progress(step)
 
     loss = objective.make_loss(config.objective)
     stream = dataset.training_batches(
@@ -160,14 +179,14 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
             state=state,
             frozen=frozen,
             batches=training.micro_batched(stream, config.accumulation),
-            validation=lambda: dataset.validation_batches(features, validation_rows, batch_size=config.batch_size),
+            validation=validation,
             key=run_key,
             num_steps=config.num_steps,
             log_every=config.log_every,
             eval_every=config.eval_every,
             log=log,
-            save=lambda step, state: checkpoints.save(step, state, {"next_position": step * global_batch}),
-            progress=writer.progress,
+            save=save,
+            progress=progress,
         )
     finally:
         stream.close()

@@ -40,6 +40,8 @@ class LoRAConfig:
     def __post_init__(self):
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}; it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"lora.alpha is {self.alpha}; it must be positive")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
         if not self.targets:
@@ -95,6 +97,8 @@ class LoRAConv(LowRank, nnx.Conv):
     """y = conv(x, W) + b + (α/r) conv(dropout(x), A)B, with A (k, in, r) and B (r, out)."""
 
     def __init__(self, layer: nnx.Conv, config: LoRAConfig, *, rngs: nnx.Rngs):
+        if (layer.strides, layer.kernel_dilation, layer.padding) != (1, 1, "SAME"):
+            raise ValueError("LoRA adapts convolutions that keep the length: stride and dilation 1, padding SAME")
         self._adopt(layer, (*layer.kernel_shape[:-1], config.rank), layer.out_features, config, rngs)
 
     def __call__(self, x: Float[Array, "b n n_in"]) -> Float[Array, "b n n_out"]:

@@ -25,6 +25,31 @@ CONSOLE = {  # tag: (label, format)
 }
 
 
+class Clock:
+    """Steps a second of training alone: without compilation, validation and saving."""
+
+    def __init__(self, step: int):
+        self.start(step)
+
+    def start(self, step: int) -> None:
+        """Counts from here."""
+        self._step, self._since, self._stopped = step, time.perf_counter(), None
+
+    def stop(self) -> None:
+        """Something else than training begins."""
+        self._stopped = time.perf_counter()
+
+    def go_on(self) -> None:
+        """It has ended."""
+        self._since += time.perf_counter() - self._stopped
+
+    def rate(self, step: int) -> float:
+        """Steps a second since the last call, or the start; 0 where there was no step."""
+        steps, seconds = step - self._step, time.perf_counter() - self._since
+        self.start(step)
+        return steps / seconds
+
+
 class MetricWriter:
     """Writes each measure to the three places, and keeps the progress bar.
 
@@ -41,13 +66,13 @@ class MetricWriter:
         if self._path.exists():
             self._truncate(start_step)
         self._file = open(self._path, "a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
         self._bar = tqdm(total=num_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
     def _truncate(self, step: int) -> None:
         lines = self._path.read_text().splitlines()
         with atomic_file(self._path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines if _step(line) <= step))
+            temporary.write_text("".join(line + "\n" for line in lines if _step(line) <= step and step))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Records {tag: value} at a step."""

@@ -89,24 +89,25 @@ def make_loss(config: ObjectiveConfig) -> Callable:
     """The loss that the trainer takes: (model, batch, key) → (loss, measures).
 
     A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
-    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights).
+    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights); the
+    norms of a velocity are per element, the root of the mean square.
     """
 
     def loss(model: MMAudio, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict]:
         draws = draw(model, batch, key, config)
         predicted, target = velocities(model, batch, draws)
         error = flow_matching.squared_error(predicted, target)
-        norm_predicted, norm_target = (jnp.sqrt(jnp.mean(jnp.square(v), axis=(1, 2))) for v in (predicted, target))
-        cosine = jnp.mean(predicted * target, axis=(1, 2)) / jnp.maximum(norm_predicted * norm_target, 1e-12)
+        rms_predicted, rms_target = (jnp.sqrt(jnp.mean(jnp.square(v), axis=(1, 2))) for v in (predicted, target))
+        cosine = jnp.mean(predicted * target, axis=(1, 2)) / jnp.maximum(rms_predicted * rms_target, 1e-12)
         weight = batch.get("weight", jnp.ones_like(error))
 
         def weighted(value, weight):
-            return jnp.sum(value * weight), jnp.sum(weight)
+            return jnp.sum(jnp.where(weight > 0, value * weight, 0)), jnp.sum(weight)
 
         measures = {
             "loss": weighted(error, weight),
-            "velocity_norm": weighted(norm_predicted, weight),
-            "target_norm": weighted(norm_target, weight),
+            "velocity_norm": weighted(rms_predicted, weight),
+            "target_norm": weighted(rms_target, weight),
             "velocity_cosine": weighted(cosine, weight),
         }
         for name, (low, high) in T_RANGES.items():

@@ -1,6 +1,7 @@
 """Schedules and the gradient transformation of a run."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,15 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise UserError(f"optimizer.schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
-        if self.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
-        if self.clip_norm <= 0:
-            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be positive")
+        for name in ("learning_rate", "eps", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("warmup_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
 
 
 def _constant(rate: float, steps: int) -> optax.Schedule:

@@ -133,11 +133,11 @@ class Pipeline:
     """
 
     def __init__(self, flow, vae, vocoder, encoders, mode: AudioMode, dtype, precision):
-        numerics = dict(dtype=dtype, precision=precision)
         self.mode, self.encoders = mode, encoders
-        self._flow_def, self._flow = flow.graphdef(**numerics), flow.params
-        self._vae_def, self._vae = vae.graphdef(**numerics), vae.params
-        self._vocoder_def, self._vocoder = vocoder.graphdef(**numerics), vocoder.params
+        self._flow_def, self._flow = flow.graphdef(dtype=dtype, precision=precision), flow.params
+        # a bfloat16 waveform hisses at some −50 dB, and decoding is the small part of the time
+        self._vae_def, self._vae = vae.graphdef(precision=precision), vae.params
+        self._vocoder_def, self._vocoder = vocoder.graphdef(precision=precision), vocoder.params
 
     @classmethod
     def load(cls, root: Path, model: str, adapter: Path | None = None, dtype=jnp.float32, precision="default"):
@@ -147,7 +147,7 @@ class Pipeline:
             root: the folder of converted weights.
             model: a flow network in it, e.g. `small_16k`.
             adapter: workdir of a LoRA run.
-            dtype: compute dtype of every network.
+            dtype: compute dtype of the flow network and the encoders; sound is decoded in float32.
             precision: of matrix products.
 
         Raises:
@@ -197,6 +197,8 @@ class Pipeline:
         cfg_strength: float = 4.5,
     ) -> Float[np.ndarray, "b l"]:
         """One waveform a sample, float32 in [−1, 1], `duration` seconds at the mode's rate.
+
+        The model's own waveform is whole latents long (353,280 samples for 8 s at 44.1 kHz); it is cut to the duration.
 
         Args:
             batch: conditions, all of this duration.

@@ -11,6 +11,7 @@ SYNC_SEGMENT = 16  # frames a segment
 SYNC_STRIDE = 8  # frames from one segment to the next
 SYNC_FEATURES = 8  # features a segment
 MIN_DURATION = SYNC_SEGMENT / SYNC_FPS
+ROUNDING = 1e-3  # seconds that times of tables and files may be off
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def make_train_step(
     """The jitted optimizer step: (state, frozen, batch, key) → (state, measures); the state is donated.
 
     Every leaf of the batch is (micro-batches, examples, …); gradients are the mean over the micro-batches. A step
-    whose loss or gradient is not finite changes no parameter and no moment, and is measured as `skipped`.
+    whose loss, gradient or update is not finite changes no parameter and no moment, and is measured as `skipped`.
     """
 
     def gradient(params, frozen, micro_batch, keys):
@@ -61,8 +61,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / micro_batches, grads)
 
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(measures["loss"][0])
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        finite = jnp.isfinite(norm) & jnp.isfinite(measures["loss"][0]) & jnp.isfinite(optax.tree.norm(updates))
         new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
         measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}

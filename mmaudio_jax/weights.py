@@ -136,10 +136,10 @@ def load(directory: Path, network: str) -> Weights:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{directory / 'metadata.json'} cannot be read ({error}); convert the weights again") from None
-    if metadata.get("schema_version") != SCHEMA_VERSION:
+    version = metadata.get("schema_version") if isinstance(metadata, dict) else None
+    if version != SCHEMA_VERSION:
         raise UserError(
-            f"{directory} has schema version {metadata.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
-            "convert the weights again"
+            f"{directory} has schema version {version}, this release reads {SCHEMA_VERSION}; convert the weights again"
         )
     if metadata["network"] != network:
         raise UserError(f"{directory} holds a {metadata['network']} network where a {network} one is needed")
@@ -155,7 +155,7 @@ def load(directory: Path, network: str) -> Weights:
                 item=target,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             )
-    except Exception as error:  # Orbax and TensorStore raise many kinds; each means that the folder is not whole
+    except (KeyError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
     return Weights(directory, network, config, params, metadata)

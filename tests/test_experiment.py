@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from configs import lora_16k
 from mmaudio_jax import checkpoint, config, experiment, weights
 from mmaudio_jax.data.example import example_shapes
-from mmaudio_jax.data.records import FeatureWriter
+from mmaudio_jax.data.records import RECORDS, FeatureWriter
+from mmaudio_jax.demo.networks import WIDTH
 from mmaudio_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +76,8 @@ def test_the_checkpoint_is_the_adapter_and_what_it_belongs_to(small_config, fini
     base = weights.load(Path(small_config.weights) / "small_16k", "mmaudio")
     assert adapter.run["base"] == {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]}
     assert weights.fingerprint(base.params) == base.metadata["fingerprint"]  # training left the base as it was
-    assert adapter.run["config"]["lora"]["rank"] == 4 and adapter.run["data"] == {"next_position": 6 * 8}
+    assert adapter.run["config"]["lora"]["rank"] == 4
+    assert adapter.run["data"]["duration"] == 1.0
 
 
 def test_measures_reach_jsonl_and_tensorboard(finished):
@@ -143,6 +146,32 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_or_foreign_checkpoint_is_named(small_config, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "run")
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+        experiment.run(small_config, tmp_path / "run", dry_run=False)
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+        checkpoint.load_adapter(tmp_path / "run")
+
+
+def test_a_damaged_example_stops_the_run_before_it_writes_anything(small_config, tmp_path):
+    shapes = example_shapes("16k", 1.0, clip_dim=WIDTH, sync_dim=WIDTH, text_dim=WIDTH)
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, shapes) as writer:
+        for i in range(3):
+            writer.append({"id": f"{i}", "caption": "x"}, arrays)
+    records = tmp_path / "set" / RECORDS
+    content = bytearray(records.read_bytes())
+    place = content.rindex(np.ones(shapes["mean"], np.float32).tobytes())
+    content[place : place + 4] = np.float32(np.nan).tobytes()
+    records.write_bytes(content)
+    damaged = dataclasses.replace(small_config, data=str(tmp_path / "set"))
+    with pytest.raises(UserError, match=r"is damaged at row"):
+        experiment.run(damaged, tmp_path / "run", dry_run=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, finished):
     changed = dataclasses.replace(
         small_config, optimizer=dataclasses.replace(small_config.optimizer, learning_rate=1e-3)
@@ -160,7 +189,7 @@ def test_weights_that_are_not_there_name_the_command(small_config, tmp_path):
 
 
 def test_features_of_another_model_are_refused(small_config, tmp_path):
-    shapes = example_shapes("44k", 1.0, clip_dim=64, sync_dim=64, text_dim=64)
+    shapes = example_shapes("44k", 1.0, clip_dim=WIDTH, sync_dim=WIDTH, text_dim=WIDTH)
     with FeatureWriter(tmp_path / "set", "44k", 1.0, shapes) as writer:
         for i in range(2):
             arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}

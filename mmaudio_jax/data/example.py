@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import tqdm
 
 from mmaudio_jax.data.table import Row, Table
 from mmaudio_jax.errors import UserError
@@ -119,6 +120,15 @@ class FeatureSet(abc.ABC):
         zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
         has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
         return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
+
+    def check(self) -> None:
+        """Reads every example once, so that a run need not stop for a damaged one in its middle.
+
+        Raises:
+            UserError: as of `__getitem__`, for the first damaged example.
+        """
+        for index in tqdm.trange(len(self), desc=f"checking {self.path}", unit="example", delay=2, leave=False):
+            self[index]
 
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:

@@ -45,7 +45,8 @@ def main() -> None:
     out = parser.parse_args().out
     start = time.monotonic()
     print(BEFORE.format(count=CLIPS))
-    shutil.rmtree(out, ignore_errors=True)
+    for part in ("clips", "weights", "features", "run", "sounds"):
+        shutil.rmtree(out / part, ignore_errors=True)
 
     print(f"rendering {CLIPS} videos and making random networks …", flush=True)
     clips = render_clips(out / "clips", CLIPS, seed=0)

@@ -16,6 +16,7 @@ from mmaudio_jax.models.synchformer import SynchformerConfig
 from mmaudio_jax.models.vae import VAEConfig
 
 WIDTH = 64
+CERTAINTY = 10.0  # how much the means of latents vary, their standard deviations being about 1: as after training
 
 # leaves that are not drawn: norms and activations as they start in training, and the mel's mean as real sound has it
 CONSTANTS = {
@@ -26,7 +27,7 @@ CONSTANTS = {
     "data_mean": -3.0,
     "data_std": 1.0,
     "latent_mean": 0.0,
-    "latent_std": 1.0,
+    "latent_std": CERTAINTY,
 }
 
 # folder under weights/: (network, config)
@@ -93,4 +94,6 @@ def _random(network: str, config: Any, rng: np.random.Generator) -> dict[str, np
             fan_in = np.prod(leaf.shape[:-1]) if name in ("kernel", "proj") else 4
             array = rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
         params[path] = array.astype(np.float32)
+    if network == "vae":
+        params["encoder.conv_out.kernel"][..., : config.latent_dim] *= CERTAINTY  # the means; then the log-variances
     return params

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class Buffer(nnx.Variable):
@@ -17,7 +17,7 @@ def attention(
     k: Float[Array, "b m h d"],
     v: Float[Array, "b m h d"],
     *,
-    mask: Float[Array, "#b #h #n m"] | None = None,
+    mask: Bool[Array, "#b #h #n m"] | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "b n h d"]:
     """Scaled dot-product attention with the softmax in float32; `mask` is true where a key may be seen."""
