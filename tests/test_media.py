@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -281,6 +282,63 @@ def test_a_file_corrupt_in_the_middle_is_refused(tmp_path, kind):
     read(0)  # what is before the damage can be used
     with pytest.raises(UserError, match=r"a\.mp4: .*corrupt (at|after) [12]\.\d+ s"):
         read(1.8)
+
+
+def joined(folder: Path, *parts: tuple[int, int]) -> Path:
+    """One MPEG stream whose sound is second by second of these (channels, sample rate)."""
+    data = b""
+    for second, (channels, rate) in enumerate(parts):
+        part = folder / f"{second}.ts"
+        sound = dict(audio=tone(1.0, rate, channels), rate=rate, audio_codec="mp2", audio_start=Fraction(second))
+        data += write_media(part, codec=None, **sound).read_bytes()
+    path = folder / "a.ts"
+    path.write_bytes(data)
+    return path
+
+
+def test_the_number_of_channels_may_change_on_the_way(tmp_path):
+    path = joined(tmp_path, (2, 44_100), (1, 44_100))
+    x, rate = media._mono(path, Fraction(0), Fraction(19, 10))
+    assert len(x) == 1.9 * rate
+    assert 0.36 < np.abs(x[: int(0.9 * rate)]).max() < 0.39  # the mean of 0.5 and 0.25
+    assert 0.48 < np.abs(x[int(1.2 * rate) :]).max() < 0.52
+
+
+def test_a_sample_rate_that_changes_on_the_way_is_refused(tmp_path):
+    path = joined(tmp_path, (1, 44_100), (1, 48_000))
+    assert len(media.read_audio(path, 0, 0.9, 16_000, 14_400)) == 14_400
+    with pytest.raises(UserError, match=r"a\.ts: the sound changes from 44100 Hz to 48000 Hz at 1\.\d\d s; convert"):
+        media.read_audio(path, 0, 1.9, 16_000, 30_400)
+
+
+def test_whatever_the_decoder_cannot_do_is_one_sentence(tmp_path, with_sound, monkeypatch):
+    def fail(*_, **__):
+        raise av.error.InvalidDataError(1, "Invalid data", "a.mp4")
+
+    class Resampler(SimpleNamespace):
+        resample = fail
+
+    monkeypatch.setattr(media.av, "AudioResampler", Resampler)
+    with pytest.raises(UserError, match=r"a\.mp4: the sound cannot be used at 0\.\d\d s \(Invalid data\)"):
+        media.read_audio(with_sound, 0, 1.0, 16_000, 16_000)
+    Resampler.resample = lambda *_: []  # a decoder that gives nothing
+    with pytest.raises(UserError, match=r"a\.mp4: the sound is silent|a\.mp4: too short"):
+        media.read_audio(with_sound, 0, 1.0, 16_000, 16_000)
+
+    frame = SimpleNamespace(format=SimpleNamespace(name="bayer"), to_ndarray=fail)
+    with pytest.raises(UserError, match=r"a\.mp4: pictures of the kind bayer cannot be used \(Invalid data\)"):
+        media._rgb(frame, "a.mp4")
+
+    with av.open(str(with_sound)) as container:
+        video = container.streams.video[0]
+        broken = SimpleNamespace(seek=fail, demux=fail, format=container.format, streams=container.streams)
+        late = iter([(Fraction(2), None)])
+        monkeypatch.setattr(media, "_decode", lambda *_: late)
+        with pytest.raises(UserError, match=r"a\.mp4: the video cannot be read from its beginning again"):
+            next(media._video_frames(broken, video, "a.mp4", Fraction(1)))
+        unstated = SimpleNamespace(duration=None, time_base=Fraction(1, 90_000), type="video")
+        with pytest.raises(UserError, match=r"a\.mp4: the video is corrupt \(Invalid data\)"):
+            media._end(broken, unstated, "a.mp4")
 
 
 def test_a_file_cut_off_in_the_middle_is_refused(tmp_path):

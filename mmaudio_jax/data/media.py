@@ -61,13 +61,13 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     """Looks at a file's streams.
 
     Raises:
-        UserError: no such file, or no media file.
+        UserError: no such file, no media file, corrupt.
     """
     with _open(path) as container:
         video, audio = _video_stream(container), _audio_stream(container)
         return MediaInfo(
-            video_duration=float(_end(container, video)) if video else 0.0,
-            audio_duration=float(_end(container, audio)) if audio else 0.0,
+            video_duration=float(_end(container, video, path)) if video else 0.0,
+            audio_duration=float(_end(container, audio, path)) if audio else 0.0,
             has_video=video is not None,
             has_audio=audio is not None,
             is_image=video is not None and _is_image(container),
@@ -234,13 +234,25 @@ def _zero(container: av.container.InputContainer) -> Fraction:
     return Fraction(0)
 
 
-def _end(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction:
+def _end(
+    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, path: str | os.PathLike
+) -> Fraction:
     """When a stream ends: as its header says, else by its packets."""
     tick, zero = Fraction(stream.time_base), _zero(container)
     if stream.duration is not None:
         return ((stream.start_time or 0) + stream.duration) * tick - zero
-    ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
+    with _refusing(path, f"the {stream.type} is corrupt"):
+        ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
     return max(ends) * tick - zero if ends else Fraction(0)
+
+
+@contextlib.contextmanager
+def _refusing(path: str | os.PathLike, fault: str) -> Iterator[None]:
+    """Turns what PyAV cannot do with a file into a `UserError` that says `fault`."""
+    try:
+        yield
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(f"{path}: {fault} ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _too_short(path: str | os.PathLike, what: str, end: float, start: float, needed: float) -> str:
@@ -287,18 +299,20 @@ def _video_frames(
             container.seek(int((start + _zero(container)) / tick), stream=stream)
         first = next(decoded, None)
         if first is None or first[0] > start:  # an index that leads too far
-            container.seek(0)
+            with _refusing(path, "the video cannot be read from its beginning again"):
+                container.seek(0)
             decoded = _decode(container, stream, path)
         else:
             decoded = itertools.chain([first], decoded)
     for time, frame in decoded:
         end = time + (frame.duration * tick if frame.duration else usual)
-        yield frames.Frame(time, end, functools.partial(_rgb, frame))
+        yield frames.Frame(time, end, functools.partial(_rgb, frame, path))
 
 
-def _rgb(frame: av.VideoFrame) -> frames.Image:
+def _rgb(frame: av.VideoFrame, path: str | os.PathLike) -> frames.Image:
     """The frame as (height, width, 3) uint8, turned as its display matrix says."""
-    image = frame.to_ndarray(format="rgb24")
+    with _refusing(path, f"pictures of the kind {frame.format.name} cannot be used"):
+        image = frame.to_ndarray(format="rgb24")
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 does not know the kind EXIF
@@ -320,17 +334,20 @@ def _mono(path: str | os.PathLike, start: Fraction, seconds: Fraction) -> tuple[
         rate = stream.sample_rate
         first = math.floor(start * rate + Fraction(1, 2))
         audio = np.zeros(math.ceil(seconds * rate), np.float32)
-        resampler = av.AudioResampler(format="fltp")
         position = None  # of the next sample in `audio`
         seekable = Fraction(stream.time_base) == Fraction(1, rate)  # elsewhere times are too coarse to begin in between
         if seekable and start > AUDIO_PREROLL:
             with contextlib.suppress(av.FFmpegError):
                 container.seek(int((start - AUDIO_PREROLL) * rate), stream=stream)
         for time, frame in _decode(container, stream, path):
+            if frame.sample_rate != rate:
+                change = f"the sound changes from {rate} Hz to {frame.sample_rate} Hz at {float(time):.2f} s"
+                raise UserError(f"{path}: {change}; convert the file to one sample rate")
             stated = math.floor(time * rate + Fraction(1, 2)) - first
             if position is None or abs(stated - position) > GAP * rate:
                 position = stated
-            block = np.concatenate([part.to_ndarray() for part in resampler.resample(frame)], axis=1).mean(axis=0)
+            with _refusing(path, f"the sound cannot be used at {float(time):.2f} s"):
+                block = _channel_mean(frame)
             low, high = max(position, 0), min(position + len(block), len(audio))
             if low < high:
                 audio[low:high] = block[low - position : high - position]
@@ -341,6 +358,12 @@ def _mono(path: str | os.PathLike, start: Fraction, seconds: Fraction) -> tuple[
         if seekable and stream.duration is not None:  # the last packet's padding does not count
             end = min(end, (stream.start_time or 0) + stream.duration - first)
         return audio[: max(end, 0)], rate
+
+
+def _channel_mean(frame: av.AudioFrame) -> Float[np.ndarray, " l"]:
+    """The mean of a frame's channels; their number and the sample format may change from frame to frame."""
+    parts = [part.to_ndarray().mean(axis=0) for part in av.AudioResampler(format="fltp").resample(frame)]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
 
 
 # Encoding
