@@ -101,11 +101,23 @@ def test_a_batch_may_be_larger_than_the_set(features):
     assert {name: batch[name].shape[1:] for name in SHAPES} == SHAPES
 
 
+def damage(features, folder):
+    """A copy of the set in whose record of example 7 one bit is another."""
+    records = shutil.copytree(features.path, folder) / RECORDS
+    raw = bytearray(records.read_bytes())
+    raw[raw.index(np.full(64, 8, np.float32).tobytes())] ^= 1
+    records.write_bytes(raw)
+    return open_features(folder)
+
+
+def test_a_check_finds_the_damaged_example_before_a_run_does(features, tmp_path):
+    features.check()
+    with pytest.raises(UserError, match=r"damaged at row 9 of clips.tsv \(id 'clip7'\)"):
+        damage(features, tmp_path / "damaged").check()
+
+
 def test_workers_change_nothing_and_their_error_is_the_same_sentence(features, tmp_path):
-    damaged = shutil.copytree(features.path, tmp_path / "damaged") / RECORDS
-    raw = bytearray(damaged.read_bytes())
-    raw[raw.index(np.full(64, 8, np.float32).tobytes())] ^= 1  # within the record of example 7
-    damaged.write_bytes(raw)
+    damaged = damage(features, tmp_path / "damaged")
     args = dict(batch_size=2, seed=3, start_step=2)
     expected = take(training_batches(features, range(COUNT), **args), 9)
     healthy = next(i for i, batch in enumerate(expected) if 7 in which(batch))
@@ -113,7 +125,7 @@ def test_workers_change_nothing_and_their_error_is_the_same_sentence(features, t
 
     messages = []
     for workers in (0, 2):
-        batches = training_batches(open_features(damaged.parent), range(COUNT), workers=workers, **args)
+        batches = training_batches(damaged, range(COUNT), workers=workers, **args)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for batch in expected[:healthy]:
