@@ -157,6 +157,7 @@ def main() -> int:
         [request.video for request in asked if request.video],
         args.overwrite,
     )
+    args.out.mkdir(parents=True, exist_ok=True)
 
     import tqdm
 
@@ -194,7 +195,7 @@ def main() -> int:
             media.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
 
     usable = [request for request in (attempt(r, fitted) for r in asked) if request]
-    with tqdm.tqdm(total=len(usable), unit="sample") as bar:
+    with tqdm.tqdm(total=len(usable), unit="sample", disable=None if usable else True) as bar:
         for batch in batches(usable, args.batch_size):
             encoded = [(request, found) for request in batch if (found := attempt(request, features))]
             if encoded:
@@ -212,9 +213,9 @@ def main() -> int:
     for request in usable:
         if request.name not in failed:
             print(*results[request.name].values())
-    if failed:
+    if failed and len(asked) > 1:
         raise UserError(f"{len(failed)} of {len(asked)} could not be made: {', '.join(failed)}")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
         raise UserError(f"{directory} exists already; convert {path.name} with --overwrite to replace it")
     md5, sha256 = _hashes(path, quiet)
     total = trees.count(recognised.table.parameters(recognised.preset))
-    with tqdm(total=total, desc=f"{recognised.preset}", unit=" elements", unit_scale=True, disable=quiet) as bar:
+    with tqdm(
+        total=total, desc=f"{recognised.preset}", unit=" elements", unit_scale=True, disable=quiet or None
+    ) as bar:
         try:
             params = recognised.parameters(progress=bar.update)
         except UserError as error:
@@ -74,7 +76,7 @@ def _hashes(path: Path, quiet: bool) -> tuple[str, str]:
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with (
         open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, desc="hashes", unit="B", unit_scale=True, disable=quiet) as bar,
+        tqdm(total=path.stat().st_size, desc="hashes", unit="B", unit_scale=True, disable=quiet or None) as bar,
     ):
         while chunk := file.read(CHUNK):
             md5.update(chunk)

@@ -73,8 +73,16 @@ class Recognised:
         return [
             f"{name} is not the constant of {self.preset}'s architecture"
             for name, value in checked
-            if not np.allclose(self.tensors[name].read().reshape(-1), value, rtol=0, atol=CONSTANT_TOLERANCE)
+            if not is_constant(self.tensors[name].read().reshape(-1), value)
         ]
+
+
+def is_constant(stored: np.ndarray, value: np.ndarray) -> bool:
+    """Whether a stored constant has these values, to the rounding of its type."""
+    if stored.dtype not in FLOATS or stored.size != value.size:
+        return False
+    tolerance = max(CONSTANT_TOLERANCE, float(ml_dtypes.finfo(stored.dtype).eps))
+    return np.allclose(stored.astype(np.float64), value, rtol=0, atol=tolerance)
 
 
 def _fault(array: np.ndarray) -> str | None:

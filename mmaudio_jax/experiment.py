@@ -94,6 +94,8 @@ def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) 
 
 def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
     """Trains, or goes on training, in `workdir`; a dry run prints what would happen and stops."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; --workdir must name a folder")
     base = weights.load(Path(config.weights) / config.model, "mmaudio")
     features = records.open_features(config.data)
     check_fits(features, base.config, config.model)
@@ -117,13 +119,17 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
         f"compute in {dtype.name} on one {jax.local_devices()[0].device_kind}"
     )
+    if config.num_steps <= config.optimizer.warmup_steps:
+        print(
+            f"warning: the run of {config.num_steps} steps ends within the warm-up of {config.optimizer.warmup_steps}; "
+            "lower config.optimizer.warmup_steps to train at the full learning rate"
+        )
     features.check()
     if dry_run:
         return
 
     optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-    device = jax.local_devices()[0]  # named, since a step that returns placed arrays compiles again for them
-    state, frozen = jax.device_put((training.initial_state(trained, optimizer), frozen), device)
+    state = training.initial_state(trained, optimizer)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = RunCheckpoints(
         workdir,
@@ -148,6 +154,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
     schedule = optim.learning_rate(config.optimizer, config.num_steps)
     writer = MetricWriter(workdir, start, config.num_steps)
     clock = Clock(start)
+    print("the first step is compiled first, which can take a minute")
 
     def log(step: int, values: dict[str, float]) -> None:
         if "train/loss" in values:
@@ -192,4 +199,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         stream.close()
         checkpoints.close()
         writer.close()
-    print(f"the adapter is in {workdir}; hear it with `python sample.py --adapter {workdir} …`")
+    print(
+        f"the adapter is in {workdir}; hear it with "
+        f"`python sample.py --weights {config.weights} --adapter {workdir} --video VIDEO --prompt WORDS`"
+    )

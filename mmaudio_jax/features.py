@@ -19,22 +19,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from mmaudio_jax import errors, trees, weights
+from mmaudio_jax import errors, numerics, trees, weights
 from mmaudio_jax.data import mel
-from mmaudio_jax.data.captions import tokenize
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens, tokenize
 from mmaudio_jax.data.clips import Clip, read_clips
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.clip import CLIP
 from mmaudio_jax.models.synchformer import Synchformer
 from mmaudio_jax.models.vae import VAE
-from mmaudio_jax.sequence import MODES, SYNC_SEGMENT, SYNC_STRIDE, lengths, sync_segments
+from mmaudio_jax.sequence import MODES, ROUNDING, SYNC_SEGMENT, SYNC_STRIDE, lengths, sync_segments
 
 # what goes through a network at once, powers of two: enough to fill a GPU, little enough for a laptop's memory
 FRAMES, SEGMENTS, CAPTIONS, SOUNDS = 16, 8, 16, 8
 
 READERS = min(4, os.cpu_count() or 1)  # threads that decode ahead
-ROUNDING = 1e-3  # seconds that a table's times may be off
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -233,7 +232,7 @@ def extract(
     bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     with (
         FeatureWriter(out, mode, duration, shapes, fingerprints) as writer,
-        tqdm.tqdm(total=len(clips), unit=" clips", bar_format=bar_format) as bar,
+        tqdm.tqdm(total=len(clips), unit=" clips", bar_format=bar_format, disable=None) as bar,
     ):
 
         def fail(clip: Clip, error: Exception) -> None:
@@ -251,12 +250,19 @@ def extract(
                 else:
                     bar.update()
 
+        for clip in clips:
+            if count_tokens(clip.caption) > CONTEXT_LENGTH:
+                bar.write(
+                    f"warning: {clip.id}: CLIP reads the first {CONTEXT_LENGTH} tokens of the caption, it has more"
+                )
         batch: list[tuple[Clip, Media]] = []
         for clip, future in read_ahead(clips, functools.partial(read_media, mode=mode, duration=duration), batch_size):
             try:
                 batch.append((clip, future.result()))
             except UserError as error:
                 fail(clip, error)
+            except Exception as error:  # one file that a decoder chokes on must not cost the others
+                fail(clip, UserError(f"{clip.video}: {type(error).__name__}: {error}"))
             if len(batch) == batch_size:
                 flush(batch)
                 batch = []
@@ -302,7 +308,9 @@ def main() -> None:
     parser.add_argument("--mode", choices=list(MODES), default="16k", help="audio representation of the model")
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of each clip, from its start_time")
     parser.add_argument("--batch_size", type=int, default=4, help="clips in memory at once (60 MB each at 8 s)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
+    dtype_help = "compute dtype of CLIP and Synchformer; auto: by the device (the VAE stays in float32)"
+    parser.add_argument("--dtype", choices=numerics.DTYPES, default="auto", help=dtype_help)
+    parser.add_argument("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")
     args = parser.parse_args()
     if args.batch_size < 1:
         raise UserError(f"--batch_size is {args.batch_size}; it must be at least 1")
@@ -310,7 +318,7 @@ def main() -> None:
         raise UserError(f"{args.out} exists already; remove it or choose another place")
     extract(
         read_clips(args.clips, args.root),
-        Encoders(args.weights, dtype=jnp.dtype(args.dtype)),
+        Encoders(args.weights, dtype=numerics.compute_dtype(args.dtype), precision=args.matmul_precision),
         args.out,
         mode=args.mode,
         duration=args.duration,

@@ -22,8 +22,9 @@ Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Mea
 
 
 def initial_state(params: trees.Params, optimizer: optax.GradientTransformation) -> State:
-    """The state at step 0 for these trained leaves."""
-    return {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": jax.jit(optimizer.init)(params)}
+    """The state at step 0 for these trained leaves, placed: a step that returns placed arrays would compile again."""
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": jax.jit(optimizer.init)(params)}
+    return jax.device_put(state, jax.local_devices()[0])
 
 
 def make_train_step(

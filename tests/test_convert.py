@@ -314,3 +314,11 @@ def test_leaves_nothing_behind_when_writing_fails(golden, tmp_path, monkeypatch)
     occupied.touch()
     with pytest.raises(UserError, match="tiny cannot be written: "):
         convert(source, occupied, quiet=True)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_constant_may_be_rounded_to_the_file_s_type_and_no_more(kind):
+    taps = bigvgan.lowpass_filter().reshape(-1)
+    assert matching.is_constant(taps.astype(kind), taps)
+    assert not matching.is_constant((taps + 0.02).astype(kind), taps)
+    assert not matching.is_constant(taps[:-1].astype(kind), taps) and not matching.is_constant(taps.astype(int), taps)

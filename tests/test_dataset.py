@@ -184,7 +184,9 @@ def test_a_split_that_cannot_be_is_refused(features, tmp_path):
     single = write(tmp_path / "single")
     for row in single.table.rows:
         row["original_video"] = "video0"
-    with pytest.raises(UserError, match=r"come from one source video \(video0\)"):
+    with pytest.raises(
+        UserError, match=r"come from one source video \(video0\).*another video, or fill .*original_video"
+    ):
         split_by_source(single, 0.15, 0)
 
 

@@ -127,6 +127,43 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_written(extract, tmp_path
         assert any(part in reasons[id] for part in reason.split("|")), (id, reasons[id])
 
 
+def test_a_clip_that_no_one_foresaw_costs_only_itself(extract, tmp_path, monkeypatch):
+    read = features.read_media
+
+    def chokes(clip, **args):
+        if clip.id == "odd":
+            raise RuntimeError("no such thing")
+        return read(clip, **args)
+
+    monkeypatch.setattr(features, "read_media", chokes)
+    code, printed = extract(row("good", "0.mp4"), row("odd", "1.mp4"), row("fine", "2.mp4"), row("last", "0.mp4"))
+    assert code == 1 and "error: 1 of 4 clips could not be used" in printed and "Traceback" not in printed
+    assert open_features(tmp_path / "set").ids == ["good", "fine", "last"]
+    (failed,) = read_table(tmp_path / "set/failed.tsv").rows
+    assert failed["id"] == "odd" and failed["reason"].endswith("RuntimeError: no such thing")
+
+
+def test_a_caption_that_is_cut_is_told_once(encoders, tmp_path, videos, capsys):
+    captions = {"brief": "rain", "long": "rain on a tin roof " * 20, "fits": "rain " * 75}
+    rows = [row(id, "0.mp4", caption=caption) for id, caption in captions.items()]
+    clips = [Clip(r["id"], videos / "0.mp4", 0.0, 1.1, r["caption"], i, r) for i, r in enumerate(rows, 2)]
+    features.extract(clips, encoders, tmp_path / "set", mode="16k", duration=DURATION, batch_size=4)
+    told = [line for line in capsys.readouterr().out.splitlines() if "77 tokens" in line]
+    assert len(told) == 1 and "long" in told[0]
+    assert open_features(tmp_path / "set").ids == [*captions]
+
+
+def test_at_a_lower_precision_the_latents_stay_as_they_are(extract, tmp_path):
+    assert extract(row("a", "0.mp4"), out="auto")[0] == 0
+    assert extract(row("a", "0.mp4"), out="half", dtype="bfloat16", matmul_precision="highest")[0] == 0
+    full, half = (open_features(tmp_path / name)[0] for name in ("auto", "half"))
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(half[name], full[name], rtol=1e-5, atol=1e-6)
+    for name in ("clip_f", "sync_f", "text_f"):
+        error = np.linalg.norm(half[name] - full[name]) / np.linalg.norm(full[name])
+        assert 1e-5 < error < 0.05, (name, error)
+
+
 def test_when_no_clip_can_be_used_only_the_reasons_remain(extract, tmp_path):
     code, printed = extract(row("mute", "mute.mp4"), row("silent", "silent.mp4"))
     assert code == 1 and "none of the 2 clips could be used; the reasons are in" in printed

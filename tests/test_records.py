@@ -191,7 +191,7 @@ def test_an_audio_folder_has_no_video(published):
 
 def test_the_table_of_a_tensordict_folder_may_be_named(published):
     (published / "vgg-example.tsv").rename(published / "other.tsv")
-    with pytest.raises(UserError, match="there is no .*vgg-example.tsv; name the right one"):
+    with pytest.raises(UserError, match="needs its table: put it at .*vgg-example.tsv"):
         open_features(published / "vgg-example")
     assert len(open_features(published / "vgg-example", published / "other.tsv")) == 3
     with pytest.raises(UserError, match="has 3 examples but .*audio-example.tsv has 2 rows"):

@@ -42,7 +42,7 @@ def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[n
     if len(names) < 2:
         raise UserError(
             f"all {len(features)} examples of {features.path} come from one source video ({names[0]}): "
-            "none is left for validation; add another video or set the validation fraction to 0"
+            "none is left for validation; add clips of another video, or fill the column original_video"
         )
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
     held_out = np.random.default_rng(seed).permutation(names)[:count]

@@ -43,7 +43,7 @@ class TensorDictFeatures(FeatureSet):
         stored = _stored_shapes(path)
         table = Path(table or path.parent / f"{path.name}.tsv")
         if not table.is_file():
-            raise UserError(f"the feature set {path} needs its table: there is no {table}; name the right one")
+            raise UserError(f"the feature set {path} needs its table: put it at {table}")
         rows = read_table(table)
         if "caption" not in rows.columns:
             rows.require("label")

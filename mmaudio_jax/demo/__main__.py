@@ -21,7 +21,7 @@ everything works and nothing sounds. What you hear at the end is noise.
 """
 AFTER = """\
 The demo took {minutes:.1f} minutes. Look at {out}/sounds: a WAV, the video with the new sound, and a spectrogram.
-It is noise, since the weights are random. With the released weights the same four commands make real sound:
+It is noise, since the weights are random. With the released weights these commands make real sound:
   python -m convert mmaudio_small_16k.pth v1-16.pth best_netG.pt synchformer_state_dict.pth \\
       open_clip_pytorch_model.bin --out weights
   python -m mmaudio_jax.features --clips clips.tsv --root videos --weights weights --out data/mine
