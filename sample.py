@@ -195,7 +195,7 @@ def main() -> int:
             media.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
 
     usable = [request for request in (attempt(r, fitted) for r in asked) if request]
-    with tqdm.tqdm(total=len(usable), unit="sample", disable=None if usable else True) as bar:
+    with tqdm.tqdm(total=len(usable), unit=" samples", disable=None if usable else True) as bar:
         for batch in batches(usable, args.batch_size):
             encoded = [(request, found) for request in batch if (found := attempt(request, features))]
             if encoded:

@@ -67,7 +67,7 @@ class MetricWriter:
             self._truncate(start_step)
         self._file = open(self._path, "a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
-        self._bar = tqdm(total=num_steps, initial=start_step, unit="step", dynamic_ncols=True, disable=None)
+        self._bar = tqdm(total=num_steps, initial=start_step, unit=" steps", dynamic_ncols=True, disable=None)
 
     def _truncate(self, step: int) -> None:
         lines = self._path.read_text().splitlines()

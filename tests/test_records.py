@@ -189,13 +189,15 @@ def test_an_audio_folder_has_no_video(published):
     assert example["clip_f"].shape == (64, 1024) and example["sync_f"].shape == (192, 768)
 
 
-def test_the_table_of_a_tensordict_folder_may_be_named(published):
-    (published / "vgg-example.tsv").rename(published / "other.tsv")
+def test_the_table_of_a_tensordict_folder_lies_beside_it(published):
+    table = (published / "vgg-example.tsv").rename(published / "other.tsv")
     with pytest.raises(UserError, match="needs its table: put it at .*vgg-example.tsv"):
         open_features(published / "vgg-example")
-    assert len(open_features(published / "vgg-example", published / "other.tsv")) == 3
-    with pytest.raises(UserError, match="has 3 examples but .*audio-example.tsv has 2 rows"):
-        open_features(published / "vgg-example", published / "audio-example.tsv")
+    table.rename(published / "vgg-example.tsv")
+    assert len(open_features(published / "vgg-example")) == 3
+    shutil.copy(published / "audio-example.tsv", published / "vgg-example.tsv")
+    with pytest.raises(UserError, match="has 3 examples but .*vgg-example.tsv has 2 rows"):
+        open_features(published / "vgg-example")
 
 
 def test_a_damaged_tensordict_folder_is_one_sentence(published):

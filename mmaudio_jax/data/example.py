@@ -127,7 +127,9 @@ class FeatureSet(abc.ABC):
         Raises:
             UserError: as of `__getitem__`, for the first damaged example.
         """
-        for index in tqdm.trange(len(self), desc=f"checking {self.path}", unit="example", delay=2, leave=False):
+        for index in tqdm.trange(
+            len(self), desc=f"checking {self.path}", unit=" examples", delay=2, leave=False, disable=None
+        ):
             self[index]
 
     @abc.abstractmethod

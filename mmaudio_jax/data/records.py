@@ -24,21 +24,19 @@ SCHEMA_VERSION = 1
 RECORDS = "examples-00000-of-00001.array_record"
 
 
-def open_features(path: str | os.PathLike, table: str | os.PathLike | None = None) -> FeatureSet:
+def open_features(path: str | os.PathLike) -> FeatureSet:
     """Opens a feature set, this project's own or a TensorDict memory-map folder, known by what lies in it.
 
-    Args:
-        path: the folder.
-        table: the TSV of a TensorDict folder, where it is not the one of the folder's name beside it.
+    The table of a TensorDict folder is the TSV of the folder's name beside it.
 
     Raises:
-        UserError: the folder is missing, is neither kind, or is damaged.
+        UserError: the folder or its table is missing, it is neither kind, or is damaged.
     """
     path = Path(path)
     if (path / "metadata.json").is_file():
         return RecordFeatures(path)
     if (path / "meta.json").is_file():
-        return TensorDictFeatures(path, Path(table) if table else None)
+        return TensorDictFeatures(path)
     if not path.is_dir():
         raise UserError(
             f"there is no feature set {path}; make it with "

@@ -28,20 +28,16 @@ REQUIRED = ("mean", "std", "text_f")
 
 
 class TensorDictFeatures(FeatureSet):
-    """A memory-map folder as it lies; nothing is copied or converted."""
+    """A memory-map folder as it lies, with the TSV of its name beside it; nothing is copied or converted."""
 
-    def __init__(self, path: Path, table: Path | None = None):
-        """Opens the folder.
-
-        Args:
-            path: the folder with meta.json.
-            table: its TSV; by default the file of the folder's name beside it.
+    def __init__(self, path: Path):
+        """Opens the folder with meta.json.
 
         Raises:
             UserError: a file is missing or has another size than meta.json says, or the lengths disagree.
         """
         stored = _stored_shapes(path)
-        table = Path(table or path.parent / f"{path.name}.tsv")
+        table = path.parent / f"{path.name}.tsv"
         if not table.is_file():
             raise UserError(f"the feature set {path} needs its table: put it at {table}")
         rows = read_table(table)
