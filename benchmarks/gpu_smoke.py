@@ -115,7 +115,7 @@ def train(base: trees.Params, batch_size: int, steps: int) -> None:
     first, seconds = timed(one, steps)
     report(
         f"LoRA step, batch {batch_size}",
-        f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.0f} samples/s; first {first:.1f} s)",
+        f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.2g} samples/s; first {first:.1f} s)",
     )
     loss = training.means(losses[:1])["loss"], training.means(losses[-1:])["loss"]
     report("loss, first and last step", f"{loss[0]:.4f} → {loss[1]:.4f}; compiled {step._cache_size()} time(s)")
@@ -131,7 +131,7 @@ def generate(params: trees.Params, batch_size: int) -> None:
     )
     report(
         f"25 guided Euler steps, batch {batch_size}",
-        f"{seconds:.3f} s ({8 * batch_size / seconds:.0f} s of sound/s; first {first:.1f} s)",
+        f"{seconds:.3f} s ({8 * batch_size / seconds:.2g} s of sound/s; first {first:.1f} s)",
     )
 
 

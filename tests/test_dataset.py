@@ -1,8 +1,10 @@
 import itertools
+import os
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,7 +148,8 @@ def test_a_killed_run_leaves_no_worker_behind(tmp_path):
         "    multiprocessing.get_context('spawn').Process(target=work, daemon=True).start()\n"
         "    time.sleep(60)\n"
     )
-    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py"], env=env, stdout=subprocess.PIPE)
     assert run.stdout.readline() == b"working\n"
     run.kill()
     run.communicate(timeout=20)  # which waits until nobody holds the pipe, the worker neither
