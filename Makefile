@@ -15,7 +15,7 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Every released network at full size against the golden vectors: tens of minutes and some 15 GB of memory.
+# Every released network at full size against the golden vectors: ten minutes on two cores.
 parity: $(VENV)/installed
 	$(RUN) -m pytest -m parity tests/parity
 
