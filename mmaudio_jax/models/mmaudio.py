@@ -224,9 +224,7 @@ class MMAudio(nnx.Module):
         self.clip_input_proj = nnx.List(
             [linear(config.clip_dim, dim, **entry), *clip_act, MLP(dim, kernel_size=3, **entry)]
         )
-        self.sync_input_proj = nnx.List(
-            [conv(config.sync_dim, dim, 7, **entry), act, MLP(dim, kernel_size=3, **entry)]
-        )
+        self.sync_input_proj = nnx.List([conv(config.sync_dim, dim, 7, **entry), act, MLP(dim, kernel_size=3, **entry)])
         self.text_input_proj = nnx.List([linear(config.text_dim, dim, **entry), *text_act, MLP(dim, **entry)])
         self.clip_cond_proj = linear(dim, dim, **entry)
         self.text_cond_proj = linear(dim, dim, **entry)
