@@ -3,10 +3,48 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint parity
+.PHONY: demo demo_base test lint parity
 
 demo: $(VENV)/installed
 	$(RUN) -m mmaudio_jax.demo
+
+# The demo's base, from nothing, and its scores; killed and started again, it goes on with the step that it was in.
+# VARIANT=no_sync and VARIANT=unaligned train without one part, for the table of ablations in docs/demo.md.
+# The whole one is what lies in mmaudio_jax/demo/base:
+#   python -m mmaudio_jax.merge demo_base/runs/whole --out mmaudio_jax/demo/base
+B := demo_base
+VARIANT ?= whole
+SCORES := $(B)/$(VARIANT).json
+STAND_INS := $(B)/weights/bigvgan_16k# the last of those that are written
+SCRATCH := $(B)/weights/scratch$(if $(filter unaligned,$(VARIANT)),_unaligned)
+ifeq ($(filter $(VARIANT),whole no_sync unaligned),)
+$(error VARIANT is whole, no_sync or unaligned)
+endif
+
+demo_base: $(SCORES)
+
+$(STAND_INS): | $(VENV)/installed
+	$(RUN) -m mmaudio_jax.demo.stand_ins --out $(B)/weights
+
+$(B)/clips/clips.tsv: | $(VENV)/installed
+	$(RUN) -m mmaudio_jax.demo.render --count 1200 --seed 0 --materials wood metal drum --out $(B)/clips
+
+$(B)/held_out/clips.tsv: | $(VENV)/installed
+	$(RUN) -m mmaudio_jax.demo.render --count 128 --seed 11 --out $(B)/held_out
+
+$(B)/features/%: | $(B)/%/clips.tsv $(STAND_INS)
+	$(RUN) -m mmaudio_jax.features --clips $(B)/$*/clips.tsv --root $(B)/$* --weights $(B)/weights --out $@
+
+$(SCRATCH): $(B)/weights/scratch%: | $(B)/features/clips
+	$(RUN) -m mmaudio_jax.initialize --model demo_16k$* --data $(B)/features/clips --weights $(B)/weights --out $@
+
+$(B)/weights/$(VARIANT): | $(SCRATCH)
+	$(RUN) train.py --config configs/demo_base.py:$(VARIANT) --workdir $(B)/runs/$(VARIANT)
+	$(RUN) -m mmaudio_jax.merge $(B)/runs/$(VARIANT) --out $@
+
+$(SCORES): | $(B)/weights/$(VARIANT) $(B)/features/held_out
+	$(RUN) -m mmaudio_jax.demo.evaluate --weights $(B)/weights --model $(VARIANT) --data $(B)/features/held_out \
+	    --scenes $(B)/held_out/scenes.json $(if $(filter no_sync,$(VARIANT)),--without_sync) --out $@
 
 test: lint
 	$(RUN) -m pytest -m "not parity"

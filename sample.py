@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--weights", type=Path, default=Path("weights"), help="folder of converted weights")
     add("--model", default="small_16k", help="flow network in that folder")
-    add("--adapter", type=Path, help="workdir of a LoRA run")
+    add("--adapter", type=Path, help="workdir of a training run")
     add("--video", type=Path, action="append", default=[], help="a video; may be given several times")
     add("--clips", type=Path, help="clips.tsv: a sound for each of its rows, the caption being the prompt")
     add("--root", type=Path, help="with --clips: the folder that video_path starts from")

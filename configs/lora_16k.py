@@ -60,5 +60,6 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.t_distribution = "logit_normal"
     config.objective.drop_video = 0.1
+    config.objective.drop_sync = 0.0
     config.objective.drop_text = 0.1
     return config

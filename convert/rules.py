@@ -28,15 +28,22 @@ class Layout:
     Attributes:
         build: the tensors, as they lie in the file, to the parameter.
         shapes: the parameter's shape to the shapes that the tensors must have.
+        undo: the parameter to the one tensor that it was made of; None where that is folded away.
     """
 
     build: Callable[..., np.ndarray]
     shapes: Callable[[Shape], tuple[Shape, ...]]
+    undo: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _kernel(weight: np.ndarray) -> np.ndarray:
     """(out, in, *k) → (*k, in, out): linear layers and convolutions over any number of axes."""
     return weight.transpose(*range(2, weight.ndim), 1, 0)
+
+
+def _from_kernel(kernel: np.ndarray) -> np.ndarray:
+    """(*k, in, out) → (out, in, *k)."""
+    return kernel.transpose(-1, -2, *range(kernel.ndim - 2))
 
 
 def _kernel_shape(shape: Shape) -> Shape:
@@ -48,9 +55,9 @@ def _transposed_kernel(weight: np.ndarray) -> np.ndarray:
     return weight.transpose(2, 0, 1)[::-1]
 
 
-AS_IT_IS = Layout(lambda x: x, lambda s: (s,))
-FLAT = Layout(lambda x: x.reshape(-1), lambda s: ((1, *s, 1),))
-KERNEL = Layout(_kernel, lambda s: (_kernel_shape(s),))
+AS_IT_IS = Layout(lambda x: x, lambda s: (s,), lambda x: x)
+FLAT = Layout(lambda x: x.reshape(-1), lambda s: ((1, *s, 1),), lambda x: x.reshape(1, -1, 1))
+KERNEL = Layout(_kernel, lambda s: (_kernel_shape(s),), _from_kernel)
 MAGNITUDE = Layout(lambda w: _kernel(fold_magnitude(w)), lambda s: (_kernel_shape(s),))
 MAGNITUDE_GAIN = Layout(lambda w, gain: _kernel(fold_magnitude(w, 1 + gain.item())), lambda s: (_kernel_shape(s), ()))
 WEIGHT_NORM = Layout(lambda g, v: _kernel(fold_weight_norm(g, v)), lambda s: ((s[-1], 1, 1), _kernel_shape(s)))
@@ -113,6 +120,20 @@ class Table:
             if match:
                 return tuple(match.expand(tensor) for tensor in rule.tensors), rule.layout
         raise LookupError(f"no rule fills {path}")
+
+    def published(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Parameters under their published names and in the published layout, float32.
+
+        Raises:
+            ValueError: the network's published weights are folded into its parameters.
+        """
+        tensors = {}
+        for path, leaf in params.items():
+            names, layout = self.recipe(path)
+            if layout.undo is None:
+                raise ValueError(f"{path} was made of {' and '.join(names)}, which cannot be had back")
+            tensors[names[0]] = np.ascontiguousarray(layout.undo(np.asarray(leaf)))
+        return tensors
 
     @functools.cache  # noqa: B019  tables are few and live as long as the process
     def parameters(self, preset: str) -> dict[str, jax.ShapeDtypeStruct]:

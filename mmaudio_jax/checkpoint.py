@@ -62,15 +62,24 @@ class RunCheckpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A trained adapter: its leaves, its step, and the run that it comes from."""
+    """What a run has trained, an adapter or all weights: its leaves, its step, and the run that it comes from."""
 
     params: trees.Params
     step: int
     run: dict[str, Any]
 
+    def check_base(self, fingerprint: str, directory: Path) -> None:
+        """Raises a UserError unless these weights, those in `directory`, are what the run started from."""
+        base = self.run["base"]
+        if base["fingerprint"] != fingerprint:
+            raise UserError(
+                f"the run started from {base['path']}, whose weights are not those of {directory}: "
+                "name the base that it belongs to"
+            )
+
 
 def load_adapter(workdir: Path) -> Adapter:
-    """The newest adapter of a run.
+    """The newest trained leaves of a run.
 
     Raises:
         UserError: the folder holds no checkpoint.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -17,19 +18,23 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "config"
     Raises:
         UserError: a key that the dataclass does not have (names the nearest), a missing one, or a wrong type.
     """
-    types = typing.get_type_hints(cls)
+    expected = typing.get_type_hints(cls)
     for key in values:
-        if key not in types:
-            near = difflib.get_close_matches(key, types, n=1)
-            hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; there are {', '.join(types)}"
+        if key not in expected:
+            near = difflib.get_close_matches(key, expected, n=1)
+            hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; there are {', '.join(expected)}"
             raise UserError(f"the config key {prefix}.{key} does not exist{hint}")
-    missing = [key for key in types if key not in values]
+    missing = [key for key in expected if key not in values]
     if missing:
         raise UserError(f"the config key {prefix}.{missing[0]} is missing")
-    return cls(**{key: _typed(types[key], values[key], f"{prefix}.{key}") for key in types})
+    return cls(**{key: _typed(expected[key], values[key], f"{prefix}.{key}") for key in expected})
 
 
 def _typed(expected: Any, value: Any, name: str) -> Any:
+    if typing.get_origin(expected) is types.UnionType:  # `Group | None`
+        if value is None:
+            return None
+        expected = typing.get_args(expected)[0]
     if dataclasses.is_dataclass(expected):
         if not isinstance(value, Mapping):
             raise UserError(f"{name} must be a group of keys, not {value!r}")

@@ -23,7 +23,7 @@ class TrainConfig:
     """Everything that decides a run; config files in configs/ fill it.
 
     Attributes:
-        model: name of the base under `weights`.
+        model: name of the base under `weights`; from scratch, one that `python -m mmaudio_jax.initialize` drew.
         weights: folder of converted weights.
         data: a feature set.
         validation_fraction: share of the source videos that validate and never train.
@@ -36,7 +36,7 @@ class TrainConfig:
         workers: processes that read examples; 0 reads in this one.
         compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU.
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
-        lora: what is adapted.
+        lora: what is adapted; None trains all weights.
         optimizer: AdamW and its schedule.
         objective: how a sample is drawn.
     """
@@ -54,7 +54,7 @@ class TrainConfig:
     workers: int
     compute_dtype: str
     matmul_precision: str
-    lora: lora.LoRAConfig
+    lora: lora.LoRAConfig | None
     optimizer: optim.OptimizerConfig
     objective: objective.ObjectiveConfig
 
@@ -107,14 +107,15 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
     network = nnx.eval_shape(
         lambda: MMAudio(base.config, rngs=trees.UNDRAWN, dtype=dtype, precision=config.matmul_precision)
     )
-    lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
+    if config.lora:
+        lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
+        print(lora.table(network, config.lora))
     graphdef, leaves = trees.split(network)
-    mask = trees.mask([lora.ADAPTER], leaves)
+    mask = trees.mask([lora.ADAPTER], leaves) if config.lora else trees.trainable(network)
     trained, frozen = trees.partition({**leaves, **base.params}, mask)
-    print(lora.table(network, config.lora))
     print(
-        f"{config.model}: {trees.count(frozen):,} parameters, frozen; "
-        f"adapter: {trees.count(trained):,}, trained\n"
+        f"{config.model}: {trees.count(trained):,} parameters are trained{' (the adapter)' if config.lora else ''}, "
+        f"{trees.count(frozen):,} are frozen\n"
         f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
         f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
         f"compute in {dtype.name} on one {jax.local_devices()[0].device_kind}"
@@ -200,6 +201,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         checkpoints.close()
         writer.close()
     print(
-        f"the adapter is in {workdir}; hear it with "
-        f"`python sample.py --weights {config.weights} --adapter {workdir} --video VIDEO --prompt WORDS`"
+        f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "
+        f"`python sample.py --weights {config.weights} --model {config.model} --adapter {workdir} "
+        "--video VIDEO --prompt WORDS`"
     )

@@ -24,18 +24,20 @@ class ObjectiveConfig:
     Attributes:
         t_distribution: `logit_normal` (published) or `uniform`.
         drop_video: probability that a sample's clip and sync features, together, become the empty ones.
+        drop_sync: probability that the sync features alone do.
         drop_text: probability that a sample's text features become the empty ones.
     """
 
     t_distribution: str
     drop_video: float
+    drop_sync: float
     drop_text: float
 
     def __post_init__(self):
         if self.t_distribution not in flow_matching.T_DISTRIBUTIONS:
             known = ", ".join(flow_matching.T_DISTRIBUTIONS)
             raise UserError(f"objective.t_distribution is {self.t_distribution!r}; it must be one of {known}")
-        for name in ("drop_video", "drop_text"):
+        for name in ("drop_video", "drop_sync", "drop_text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
@@ -47,6 +49,7 @@ class Draws(NamedTuple):
     x1: Float[Array, "b n z"]
     t: Float[Array, " b"]
     drop_video: Bool[Array, " b"]
+    drop_sync: Bool[Array, " b"]
     drop_text: Bool[Array, " b"]
 
 
@@ -54,12 +57,15 @@ def draw(model: MMAudio, batch: Batch, key: Key[Array, ""], config: ObjectiveCon
     """Draws each sample from `key` and its position in the stream alone, whatever batch it sits in."""
 
     def one(position, mean, std):
-        k_posterior, k_noise, k_t, k_video, k_text = jax.random.split(jax.random.fold_in(key, position), 5)
+        sample_key = jax.random.fold_in(key, position)
+        k_posterior, k_noise, k_t, k_video, k_text = jax.random.split(sample_key, 5)
+        k_sync = jax.random.fold_in(sample_key, 5)
         return Draws(
             x0=jax.random.normal(k_noise, mean.shape),
             x1=mean + std * jax.random.normal(k_posterior, mean.shape),
             t=flow_matching.sample_t(k_t, config.t_distribution),
             drop_video=jax.random.bernoulli(k_video, config.drop_video),
+            drop_sync=jax.random.bernoulli(k_sync, config.drop_sync),
             drop_text=jax.random.bernoulli(k_text, config.drop_text),
         )
 
@@ -70,10 +76,11 @@ def draw(model: MMAudio, batch: Batch, key: Key[Array, ""], config: ObjectiveCon
 def features(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Array, Array, Array]:
     """Clip, sync and text features, with the empty ones where a sample drops or lacks them."""
     no_video = (draws.drop_video | ~batch["has_video"])[:, None, None]
+    no_sync = no_video | draws.drop_sync[:, None, None]
     no_text = (draws.drop_text | ~batch["has_text"])[:, None, None]
     return (
         jnp.where(no_video, model.empty_clip_feat[...], batch["clip_f"]),
-        jnp.where(no_video, model.empty_sync_feat[...], batch["sync_f"]),
+        jnp.where(no_sync, model.empty_sync_feat[...], batch["sync_f"]),
         jnp.where(no_text, model.empty_string_feat[...], batch["text_f"]),
     )
 

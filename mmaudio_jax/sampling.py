@@ -94,10 +94,10 @@ def decode(
 
 
 def load_flow_network(directory: Path, adapter: Path | None) -> weights.Weights:
-    """The flow network, with a run's adapter merged into it if one is given.
+    """The flow network, with what a run has trained, if one is given: its adapter merged in, or all weights.
 
     Raises:
-        UserError: the adapter was trained on another base.
+        UserError: the run started from another base.
     """
     base = weights.load(directory, "mmaudio")
     if adapter is None:
@@ -105,14 +105,9 @@ def load_flow_network(directory: Path, adapter: Path | None) -> weights.Weights:
     from mmaudio_jax.checkpoint import load_adapter
 
     trained = load_adapter(adapter)
-    made_for = trained.run["base"]
-    if made_for["fingerprint"] != base.metadata["fingerprint"]:
-        raise UserError(
-            f"the adapter of {adapter} was trained on {made_for['path']}, whose weights are not those of {directory}"
-        )
-    config = lora.LoRAConfig(**trained.run["config"]["lora"])
-    params = lora.merge({**base.params, **trained.params}, config)
-    return dataclasses.replace(base, params=params)
+    trained.check_base(base.metadata["fingerprint"], directory)
+    params, settings = {**base.params, **trained.params}, trained.run["config"]["lora"]
+    return dataclasses.replace(base, params=lora.merge(params, lora.LoRAConfig(**settings)) if settings else params)
 
 
 class Features(NamedTuple):

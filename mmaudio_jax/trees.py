@@ -46,10 +46,9 @@ def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, j
     return graphdef, {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
-def trainable(build: Callable[[], nnx.Module]) -> list[str]:
-    """Paths of the leaves that may be trained: `nnx.Param`s, not the stored statistics."""
-    state = nnx.state(nnx.eval_shape(build))
-    return [join(path) for path, leaf in nnx.to_flat_state(state) if isinstance(leaf, nnx.Param)]
+def trainable(module: nnx.Module) -> Mask:
+    """True for the leaves that may be trained, the `nnx.Param`s; false for stored statistics."""
+    return {join(path): isinstance(leaf, nnx.Param) for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 
 def match(pattern: str, paths: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ NETWORKS = {
     "bigvgan": ("mmaudio_jax.models.bigvgan", "BigVGAN", "BigVGANConfig"),
     "clip": ("mmaudio_jax.models.clip", "CLIP", "CLIPConfig"),
     "synchformer": ("mmaudio_jax.models.synchformer", "Synchformer", "SynchformerConfig"),
+    "mel_dct": ("mmaudio_jax.demo.stand_ins", "MelDCT", "MelDCTConfig"),
+    "griffin_lim": ("mmaudio_jax.demo.stand_ins", "GriffinLim", "GriffinLimConfig"),
+    "glance": ("mmaudio_jax.demo.stand_ins", "Glance", "GlanceConfig"),
+    "motion_energy": ("mmaudio_jax.demo.stand_ins", "MotionEnergy", "MotionEnergyConfig"),
 }
+# the demo's untrained networks: which trained one each takes the place of, in weights folders that name it
+STAND_INS = {"mel_dct": "vae", "griffin_lim": "bigvgan", "glance": "clip", "motion_energy": "synchformer"}
 
 
 def network_class(network: str) -> type[nnx.Module]:
@@ -115,19 +122,12 @@ def save(
         (temporary / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
 
 
-def load(directory: Path, network: str) -> Weights:
-    """Reads a weights folder.
-
-    Args:
-        directory: e.g. `weights/small_16k`.
-        network: what it must hold, a key of `NETWORKS`.
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """What a weights folder says of itself.
 
     Raises:
-        UserError: it is not there (names the command that makes it), holds another network or is damaged.
+        UserError: it is not there (names the command that makes it), or is damaged.
     """
-    import orbax.checkpoint as ocp
-
-    directory = Path(directory)
     try:
         metadata = json.loads((directory / "metadata.json").read_text())
     except FileNotFoundError:
@@ -141,10 +141,30 @@ def load(directory: Path, network: str) -> Weights:
         raise UserError(
             f"{directory} has schema version {version}, this release reads {SCHEMA_VERSION}; convert the weights again"
         )
-    if metadata["network"] != network:
-        raise UserError(f"{directory} holds a {metadata['network']} network where a {network} one is needed")
-    config = config_class(network)(**_tuples(metadata["config"]))
-    cls = network_class(network)
+    return metadata
+
+
+def load(directory: Path, network: str) -> Weights:
+    """Reads a weights folder.
+
+    Args:
+        directory: e.g. `weights/small_16k`.
+        network: what it must hold, a key of `NETWORKS`.
+
+    Raises:
+        UserError: it is not there (names the command that makes it), holds another network or is damaged.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory)
+    metadata = read_metadata(directory)
+    found = metadata["network"]
+    if STAND_INS.get(found, found) != network:
+        raise UserError(f"{directory} holds a {found} network where a {network} one is needed")
+    if found in STAND_INS:
+        print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
+    config = config_class(found)(**_tuples(metadata["config"]))
+    cls = network_class(found)
     _, shapes = trees.abstract(lambda: cls(config, rngs=trees.UNDRAWN))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in shapes.items()}
@@ -158,7 +178,7 @@ def load(directory: Path, network: str) -> Weights:
     except (KeyError, ValueError, TypeError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
-    return Weights(directory, network, config, params, metadata)
+    return Weights(directory, found, config, params, metadata)
 
 
 def _tuples(value: Any) -> Any:

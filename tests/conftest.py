@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_networks import WIDTH, save_random_weights
 
 from convert.conversion import convert
 from mmaudio_jax import weights
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
-from mmaudio_jax.demo.networks import WIDTH, save_random_weights
 
 HERE = Path(__file__).parent / "golden"
 

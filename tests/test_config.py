@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import types
 import typing
 from pathlib import Path
 
@@ -29,7 +30,13 @@ def test_every_shipped_config_is_whole_and_says_how_to_run_it(name):
 
 def keys(cls, prefix=()):
     for name, kind in typing.get_type_hints(cls).items():
+        kind = next(iter(typing.get_args(kind))) if isinstance(kind, types.UnionType) else kind
         yield from keys(kind, (*prefix, name)) if dataclasses.is_dataclass(kind) else [(*prefix, name)]
+
+
+def test_no_lora_is_all_weights():
+    values = shipped("demo_base")
+    assert values["lora"] is None and config.from_mapping(experiment.TrainConfig, values).lora is None
 
 
 def test_every_key_is_read_somewhere():

@@ -15,13 +15,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from random_networks import WIDTH
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import lora_16k
 from mmaudio_jax import checkpoint, config, experiment, weights
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import RECORDS, FeatureWriter
-from mmaudio_jax.demo.networks import WIDTH
 from mmaudio_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent

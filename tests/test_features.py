@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from media_files import tone, write_media
+from random_networks import save_random_weights
 
 from mmaudio_jax import features
 from mmaudio_jax.data import mel
@@ -12,7 +13,6 @@ from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.media import read_audio, read_frames
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import read_table, write_table
-from mmaudio_jax.demo.networks import save_random_weights
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.features import Encoders
 

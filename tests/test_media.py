@@ -224,6 +224,12 @@ def test_surround_sound_is_the_mean_of_its_channels(tmp_path):
     np.testing.assert_allclose(mono, 0.05, atol=1e-3)
 
 
+def test_a_file_of_just_the_duration_ends_in_silence_up_to_whole_latents(with_sound):
+    audio = media.read_audio(with_sound, 0, 2.0, 16_000, 32_256)
+    np.testing.assert_array_equal(audio[:32_000], media.read_audio(with_sound, 0, 2.0, 16_000, 32_000))
+    assert audio.shape == (32_256,) and not audio[32_000:].any()
+
+
 def test_sound_that_is_too_short_says_how_much_there_is(with_sound):
     with pytest.raises(UserError, match=r"a\.mp4: too short: from 0 s on, the sound has 2\.000 s, and 2\.500 s are"):
         media.read_audio(with_sound, 0, 2.5, 16_000, 40_000)

@@ -1,5 +1,7 @@
 """The flow network and the sampler against the golden vectors, at the small size."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +131,10 @@ def test_nearest_exact_stretches_as_published():
     for length, target in ((16, 32), (112, 157), (192, 345), (192, 250)):
         index = mmaudio.nearest_exact(length, target)
         assert (np.diff(index) >= 0).all() and index[0] == 0 and index[-1] == length - 1
+
+
+def test_aligned_rope_is_another_network_than_unaligned(golden):
+    weights, (latent, *features) = golden.weights("flow_tiny.pth"), inputs(golden)
+    unaligned = MMAudio(dataclasses.replace(weights.config, aligned_rope=False), rngs=trees.UNDRAWN)
+    flow = apply(trees.split(unaligned)[0], weights.params, latent, T, *features)
+    assert relative_error(flow, golden.expected("flow_tiny")["flow"]) > 1e-3

@@ -88,14 +88,14 @@ def test_a_table_is_a_batch_and_a_bad_row_costs_itself_alone(run, clips, tmp_pat
     (clips.parent / "broken.mp4").write_text("no video")
     rows = clips.read_text().splitlines()
     table = clips.with_name("with_broken.tsv")
-    table.write_text("\n".join([*rows, rows[1].replace("clip_000", "broken")]) + "\n")
+    table.write_text("\n".join([*rows, rows[1].replace("scene_00000", "broken")]) + "\n")
     code, error = run("--clips", table, "--root", clips.parent, "--duration", DURATION, "--format", "flac")
     assert code == 1 and "broken.mp4" in error and "1 of 3 could not be made: broken" in error
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.flac")) == ["clip_000.flac", "clip_001.flac"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.flac")) == ["scene_00000.flac", "scene_00001.flac"]
 
 
 def test_a_shorter_video_shortens_the_sound_with_a_warning(run, clips, tmp_path):
-    video = sorted(clips.parent.glob("clip_*.mp4"))[0]
+    video = sorted(clips.parent.glob("scene_*.mp4"))[0]
     code, error = run("--video", video, "--duration", "1.5")
     there = seconds(video)["video"]  # whole frames at 25 a second, as the demo renders
     assert code == 0 and f"warning: {video} has {there:.2f} s, not 1.5 s" in error
@@ -103,7 +103,7 @@ def test_a_shorter_video_shortens_the_sound_with_a_warning(run, clips, tmp_path)
 
 
 def test_a_source_is_never_overwritten(run, clips):
-    video = sorted(clips.parent.glob("clip_*.mp4"))[0]
+    video = sorted(clips.parent.glob("scene_*.mp4"))[0]
     before = video.read_bytes()
     code, error = run("--video", video, "--out", clips.parent, "--overwrite")
     assert code == 1 and "is one of the videos themselves" in error and video.read_bytes() == before
@@ -161,5 +161,5 @@ def test_an_adapter_changes_the_network_and_belongs_to_its_base(small_weights, t
     assert merged.keys() == base.params.keys()
     assert relative_error(merged[f"{path}.kernel"], base.params[f"{path}.kernel"] + a @ b) < 1e-6
     stored["base"]["fingerprint"] = "another"
-    with pytest.raises(UserError, match="was trained on weights/small_16k, whose weights are not those of"):
+    with pytest.raises(UserError, match="the run started from weights/small_16k, whose weights are not those of"):
         sampling.load_flow_network(small_weights / "small_16k", tmp_path)

@@ -51,6 +51,12 @@ def test_a_room_knows_only_what_it_needs(room, may_import):
             assert rooms <= may_import | {room.split(".")[1]}, name
 
 
+def test_the_demo_s_stand_ins_stay_in_the_demo():
+    for name in SOURCES:
+        if not name.startswith("mmaudio_jax.demo"):
+            assert not {module for module in ours(name) if module.startswith("mmaudio_jax.demo")}, name
+
+
 def test_nothing_imports_torch():
     for name, tree in SOURCES.items():
         assert not {"torch", "torchaudio", "torchvision"} & {module.split(".")[0] for module in imports(tree)}, name

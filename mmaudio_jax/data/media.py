@@ -124,18 +124,20 @@ def read_audio(
 ) -> Float[np.ndarray, " {samples}"]:
     """The sound of a clip for training: mean of the channels, peak 0.95, resampled, cut to `samples`.
 
-    The clip is [start, start + duration), or longer where `samples` need more; the peak is taken over all of it.
+    The clip is [start, start + duration), or longer where `samples`, which are whole latents, need more: if the file
+    ends within these last milliseconds, they are silent. The peak is taken over all of it.
 
     Raises:
         UserError: no such file, no media file, no audio track, too short, silent, corrupt.
     """
     seconds = max(_exact(duration), Fraction(samples, sample_rate))
     audio, rate = _mono(path, _exact(start), seconds)
-    if sound.resampled_length(len(audio), rate, sample_rate) < samples:
-        raise UserError(_too_short(path, "sound", start + len(audio) / rate, start, samples / sample_rate))
+    if sound.resampled_length(len(audio), rate, sample_rate) < min(samples, int(duration * sample_rate)):
+        raise UserError(_too_short(path, "sound", start + len(audio) / rate, start, duration))
     if sound.is_silent(audio):
         raise UserError(f"{path}: the sound is silent from {start:g} s to {start + float(seconds):g} s")
-    return sound.resample(sound.normalise_peak(audio), rate, sample_rate)[:samples]
+    resampled = sound.resample(sound.normalise_peak(audio), rate, sample_rate)[:samples]
+    return np.pad(resampled, (0, samples - len(resampled)))
 
 
 def write_video(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import atomic_file
 
 Row = dict[str, str]
 
@@ -65,7 +66,7 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, str]], colu
     """Writes rows under the columns given and then whatever others occur, in order of occurrence."""
     rows = list(rows)
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, restval="", delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

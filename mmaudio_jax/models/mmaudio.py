@@ -23,7 +23,11 @@ ROPE_BASE = 10_000.0
 
 @dataclasses.dataclass(frozen=True)
 class MMAudioConfig:
-    """Sizes of the flow network; `v2` is the second training's variant (SiLU projections, other t frequencies)."""
+    """Sizes of the flow network, and its variants.
+
+    `v2` is the second training's (SiLU projections, other t frequencies). `aligned_rope` puts CLIP frames and latents
+    on one time axis, as published; false is there to show what that is worth.
+    """
 
     latent_dim: int
     hidden_dim: int
@@ -31,6 +35,7 @@ class MMAudioConfig:
     joint_depth: int
     fused_depth: int
     v2: bool = False
+    aligned_rope: bool = True
     clip_dim: int = 1024
     sync_dim: int = 768
     text_dim: int = 1024
@@ -43,6 +48,8 @@ PRESETS = {
     "medium_44k": MMAudioConfig(40, 896, 14, 4, 8),
     "large_44k": MMAudioConfig(40, 896, 14, 7, 14),
     "large_44k_v2": MMAudioConfig(40, 896, 14, 7, 14, v2=True),
+    "demo_16k": MMAudioConfig(20, 64, 2, 2, 2, clip_dim=64, sync_dim=128, text_dim=64),
+    "demo_16k_unaligned": MMAudioConfig(20, 64, 2, 2, 2, aligned_rope=False, clip_dim=64, sync_dim=128, text_dim=64),
     "tiny": MMAudioConfig(20, 64, 2, 2, 1),
     "tiny_v2": MMAudioConfig(20, 64, 2, 2, 1, v2=True),
 }
@@ -285,7 +292,8 @@ class MMAudio(nnx.Module):
         head_dim = self.config.hidden_dim // self.config.num_heads
         clip_f, text_f = conditions.clip_f, conditions.text_f
         n, c = latent.shape[1], clip_f.shape[1]
-        latent_rotation, clip_rotation = rope(n, head_dim), rope(c, head_dim, scale=n / c)
+        clip_scale = n / c if self.config.aligned_rope else 1.0
+        latent_rotation, clip_rotation = rope(n, head_dim), rope(c, head_dim, scale=clip_scale)
 
         x = apply(self.audio_input_proj, latent)
         global_c = (conditions.global_c + self.t_embed(t))[:, None]

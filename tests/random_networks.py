@@ -74,7 +74,7 @@ def save_random_weights(folder: str | os.PathLike, seed: int) -> None:
     The same seed gives the same weights. Their features tell clips apart; the sound they make is noise.
     """
     folder = Path(folder)
-    provenance = {"source": f"random numbers, seed {seed}", "license": "none"}
+    provenance = {"source": f"random numbers, seed {seed}", "licence": "none"}
     for i, (name, (network, config)) in enumerate(CONFIGS.items()):
         params = _random(network, config, np.random.default_rng([seed, i]))
         if network == "mmaudio":

@@ -1,0 +1,140 @@
+"""Adapters to PEFT's form and back, and merged into the published layout."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from convert import adapter as tool
+from convert import matching
+from convert.checkpoint_file import read
+from mmaudio_jax import lora, sampling, trees, weights
+from mmaudio_jax.checkpoint import RunCheckpoints, load_adapter
+from mmaudio_jax.models.mmaudio import MMAudio
+
+SETTINGS = {"rank": 3, "alpha": 6.0, "dropout": 0.1, "targets": ["qkv", "ffn"]}
+SETTINGS |= {"patterns": {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"}}
+
+
+@pytest.fixture(scope="module")
+def base(golden, tmp_path_factory):
+    """The tiny network as a weights folder; its layers are linear and convolutions."""
+    loaded = golden.weights("flow_tiny.pth")
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    weights.save(folder, "mmaudio", loaded.config, loaded.params)
+    return weights.load(folder, "mmaudio")
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    """A run whose adapter has values in both halves."""
+    network = nnx.eval_shape(lambda: MMAudio(base.config, rngs=trees.UNDRAWN))
+    leaves = trees.split(lora.insert(network, lora.LoRAConfig(**SETTINGS), rngs=nnx.Rngs(0)))[1]
+    drawn = {k: leaf for k, leaf in leaves.items() if ".lora_" in k}
+    rng = np.random.default_rng(0)
+    params = {k: jax.numpy.asarray(rng.standard_normal(leaf.shape), np.float32) for k, leaf in drawn.items()}
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    about = {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]}
+    checkpoints = RunCheckpoints(workdir, {"config": {"model": "tiny", "lora": SETTINGS}, "base": about})
+    checkpoints.save(7, {"params": params})
+    checkpoints.close()
+    return workdir
+
+
+def command(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["adapter", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        tool.main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["peft", "safetensors"])
+def test_there_and_back_is_the_same_adapter(base, run, monkeypatch, capsys, tmp_path, form):
+    out = tmp_path / "exported"
+    assert command(monkeypatch, capsys, run, "--to", form, "--out", out)[0] == 0
+    assert (
+        command(monkeypatch, capsys, out, "--from", "peft", "--base", base.directory, "--out", tmp_path / "b")[0] == 0
+    )
+    first, again = load_adapter(run), load_adapter(tmp_path / "b")
+    assert first.params.keys() == again.params.keys()
+    for path, leaf in first.params.items():
+        np.testing.assert_array_equal(leaf, again.params[path])
+    merged = [sampling.load_flow_network(base.directory, where).params for where in (run, tmp_path / "b")]
+    assert weights.fingerprint(merged[0]) == weights.fingerprint(merged[1])
+
+
+def test_peft_s_names_and_shapes(base, run, monkeypatch, capsys, tmp_path):
+    assert command(monkeypatch, capsys, run, "--to", "peft", "--out", tmp_path / "out")[0] == 0
+    tensors = load_file(tmp_path / "out" / tool.TENSORS)
+    shapes = {name.removeprefix("base_model.model."): tensor.shape for name, tensor in tensors.items()}
+    assert shapes["fused_blocks.0.attn.qkv.lora_A.weight"] == (3, 64)
+    assert shapes["fused_blocks.0.attn.qkv.lora_B.weight"] == (192, 3)
+    assert shapes["fused_blocks.0.ffn.w1.lora_A.weight"] == (3, 64, 3)  # a convolution: (r, in, k)
+    assert shapes["fused_blocks.0.ffn.w1.lora_B.weight"] == (256, 3, 1)
+    config = json.loads((tmp_path / "out" / tool.CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 6.0, "LORA")
+    assert "fused_blocks.0.attn.qkv" in config["target_modules"]
+
+
+def test_merged_is_the_published_layout(base, run, golden, monkeypatch, capsys, tmp_path):
+    assert command(monkeypatch, capsys, run, "--to", "merged", "--out", tmp_path / "m.safetensors")[0] == 0
+    published = golden.state_dict("flow_tiny.pth")
+    stored = load_file(tmp_path / "m.safetensors")
+    assert {name: tensor.shape for name, tensor in stored.items()} == {
+        name: tensor.shape for name, tensor in published.items() if not name.endswith(("freqs", "_rot"))
+    }
+    again = matching.recognise(read(tmp_path / "m.safetensors")).parameters()
+    merged = sampling.load_flow_network(base.directory, run).params
+    assert weights.fingerprint(again) == weights.fingerprint(merged)
+    changed = {name for name in stored if not np.array_equal(stored[name], published[name])}
+    assert len(changed) == len(load_adapter(run).params) // 2
+
+
+def test_what_was_converted_comes_back_bit_for_bit(base, golden):
+    published = golden.state_dict("flow_tiny.pth")
+    for name, tensor in tool.MMAUDIO.published(base.params).items():
+        np.testing.assert_array_equal(tensor, published[name])
+
+
+def edited(folder, tmp_path, config=None, tensors=None):
+    """A copy of a PEFT folder with another config and other tensors."""
+    tmp_path.mkdir(exist_ok=True)
+    settings = json.loads((folder / tool.CONFIG).read_text()) | (config or {})
+    (tmp_path / tool.CONFIG).write_text(json.dumps(settings))
+    stored = load_file(folder / tool.TENSORS)
+    save_file((tensors or dict)(stored), tmp_path / tool.TENSORS)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "message"),
+    [
+        ({"use_dora": True}, None, "the adapter's use_dora is True; only False can be imported"),
+        ({"rank_pattern": {"x": 2}}, None, "rank_pattern is {'x': 2}"),
+        ({"r": None}, None, "has no r and lora_alpha"),
+        ({"r": 4}, None, "which does not fit a layer of (64, 192) at rank 4"),
+        ({"base_fingerprint": "other"}, None, "was trained on other weights than those of"),
+        (None, lambda t: {k: v for k, v in t.items() if "w1.lora_A" not in k}, "has one half only"),
+        (None, lambda t: t | {"base_model.model.nothing.lora_A.weight": np.zeros((3, 4), np.float32)}, "no layer of"),
+    ],
+)
+def test_what_does_not_fit_is_refused(base, run, monkeypatch, capsys, tmp_path, config, tensors, message):
+    assert command(monkeypatch, capsys, run, "--to", "peft", "--out", tmp_path / "out")[0] == 0
+    folder = edited(tmp_path / "out", tmp_path / "edited", config, tensors)
+    where = ("--from", "peft", "--base", base.directory, "--out", tmp_path / "new")
+    code, error = command(monkeypatch, capsys, folder, *where)
+    assert code == 1 and message in error and not (tmp_path / "new").exists()
+
+
+def test_mistakes(base, run, monkeypatch, capsys, tmp_path):
+    code, error = command(monkeypatch, capsys, run, "--from", "peft", "--out", tmp_path / "x")
+    assert code == 1 and "--from needs --base" in error
+    code, error = command(monkeypatch, capsys, run, "--from", "peft", "--base", base.directory, "--out", tmp_path / "x")
+    assert code == 1 and "is no adapter of PEFT's" in error
+    (tmp_path / "there").mkdir()
+    code, error = command(monkeypatch, capsys, run, "--to", "peft", "--out", tmp_path / "there")
+    assert code == 1 and "exists already" in error

@@ -1,0 +1,48 @@
+"""How a training sample is drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mmaudio_jax import objective
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
+
+B = 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = MMAudio(MMAudioConfig(4, 64, 2, 1, 1, clip_dim=3, sync_dim=3, text_dim=3, text_len=2), rngs=nnx.Rngs(0))
+    for name in ("empty_clip_feat", "empty_sync_feat", "empty_string_feat"):
+        getattr(model, name)[...] = jnp.full_like(getattr(model, name)[...], -1.0)
+    return model
+
+
+def dropped(model, **probabilities):
+    """Which samples of a batch have an empty (clip, sync, text) feature."""
+    config = objective.ObjectiveConfig(
+        "uniform", **{"drop_video": 0.0, "drop_sync": 0.0, "drop_text": 0.0} | probabilities
+    )
+    given = {name: jnp.ones((B, n, 3)) for name, n in (("clip_f", 2), ("sync_f", 8), ("text_f", 2))}
+    given |= {"mean": jnp.zeros((B, 5, 4)), "std": jnp.ones((B, 5, 4)), "position": jnp.arange(B)}
+    given |= {name: jnp.ones(B, bool) for name in ("has_video", "has_text")}
+    draws = objective.draw(model, given, jax.random.key(0), config)
+    return [np.asarray((feature == -1).all(axis=(1, 2))) for feature in objective.features(model, given, draws)]
+
+
+def test_video_drops_together_and_sync_also_alone(model):
+    assert not np.any(dropped(model))
+    clip, sync, text = dropped(model, drop_video=0.5)
+    assert 16 < clip.sum() < 48 and (clip == sync).all() and not text.any()
+    clip, sync, text = dropped(model, drop_sync=0.5)
+    assert 16 < sync.sum() < 48 and not clip.any() and not text.any()
+    clip, sync, text = dropped(model, drop_video=0.5, drop_sync=1.0, drop_text=0.5)
+    assert sync.all() and 16 < clip.sum() < 48 and (clip != text).any()
+
+
+def test_a_probability_out_of_range_is_refused():
+    with pytest.raises(UserError, match=r"objective.drop_sync is 1.5; it must lie in \[0, 1\]"):
+        objective.ObjectiveConfig("uniform", 0.0, 1.5, 0.0)
