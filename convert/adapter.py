@@ -18,10 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 import mmaudio_jax
+from convert import matching
 from convert.rules import TABLES
 from mmaudio_jax import errors, lora, trees, weights
 from mmaudio_jax.checkpoint import Adapter, RunCheckpoints, load_adapter
@@ -32,9 +33,20 @@ from mmaudio_jax.sampling import load_flow_network
 PREFIX = "base_model.model."  # of PEFT's names
 MMAUDIO = next(table for table in TABLES if table.network == "mmaudio")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# settings of PEFT that change what an adapter computes, and the only value of each that is LoRA as it is here
-PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "fan_in_fan_out": False, "rank_pattern": {}}
-PLAIN |= {"alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None, "peft_type": "LORA"}
+FINGERPRINT = "base_fingerprint"  # in the header: of the weights that it was trained on
+# what is read of PEFT's settings beside r and lora_alpha: the values of each that are LoRA as it is here
+PLAIN = {
+    "peft_type": ["LORA"],
+    "bias": ["none"],
+    "use_dora": [False],
+    "use_rslora": [False],
+    "fan_in_fan_out": [False],
+    "rank_pattern": [{}, None],
+    "alpha_pattern": [{}, None],
+    "modules_to_save": [None],
+    "init_lora_weights": [True, False, "gaussian"],  # others change the base's weights, too
+    "alora_invocation_tokens": [None],
+}
 
 
 def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -53,41 +65,43 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a.transpose(2, 1, 0) if a.ndim == 3 else a.T)
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = np.ascontiguousarray(b[..., None] if a.ndim == 3 else b)
     layers = sorted({path.rpartition(".")[0] for path in adapter.params})
-    config = PLAIN | {
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "inference_mode": True,
+        "bias": "none",
+        "fan_in_fan_out": False,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": layers,
         "base_model_name_or_path": Path(adapter.run["base"]["path"]).name,
-        "inference_mode": True,
-        "task_type": None,
-        # ours: the weights that it was trained on
-        "base_fingerprint": adapter.run["base"]["fingerprint"],
     }
     return config, tensors
 
 
-def from_peft(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], base: weights.Weights) -> Adapter:
-    """An adapter of `base` from PEFT's config and tensors.
+def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | None, base: weights.Weights) -> Adapter:
+    """An adapter of `base` from PEFT's config and tensors; `made_for` is its base's fingerprint, where that is known.
 
     Raises:
         UserError: it is more than plain LoRA, was made for another network or rank, or for other weights.
     """
+    config = config if isinstance(config, dict) else {}
     for name, plain in PLAIN.items():
-        if (config.get(name, plain) or plain) != plain:
-            raise UserError(f"the adapter's {name} is {config[name]!r}; only {plain!r} can be imported")
+        if name in config and config[name] not in plain:
+            raise UserError(f"the adapter's {name} is {config[name]!r}; only {plain[0]!r} can be imported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+    if type(rank) is not int or type(alpha) not in (int, float):
         raise UserError(f"{CONFIG} has no r and lora_alpha")
-    if config.get("base_fingerprint", base.metadata["fingerprint"]) != base.metadata["fingerprint"]:
-        raise UserError(f"the adapter was trained on other weights than those of {base.directory}")
     params, wrong = {}, []
     for name, tensor in tensors.items():
-        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name)
         kernel = base.params.get(f"{match[1]}.kernel") if match else None
         if kernel is None:
             wrong.append(f"{name} belongs to no layer of {base.directory}")
             continue
+        if fault := matching.fault(tensor):
+            wrong.append(f"{name} {fault}")
         array, which = np.asarray(tensor, np.float32), match[2].lower()
         if which == "b" and array.ndim == 3:
             array = array[..., 0]
@@ -105,29 +119,33 @@ def from_peft(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], base
     if wrong or not params:
         raise UserError("\n  ".join(["the adapter does not fit:", *(wrong or ["it has no tensors"])]))
     patterns = {layer: re.escape(layer) for layer in layers}
-    settings = lora.LoRAConfig(rank, float(alpha), float(config.get("lora_dropout", 0.0)), tuple(layers), patterns)
-    run = {
-        "config": {"model": base.directory.name, "lora": dataclasses.asdict(settings)},
-        "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
-        "mmaudio_jax_version": mmaudio_jax.__version__,
-    }
-    return Adapter(params, 0, run)
+    settings = lora.LoRAConfig(rank, float(alpha), float(config.get("lora_dropout") or 0.0), tuple(layers), patterns)
+    about = {"path": str(base.directory), "fingerprint": made_for or base.metadata["fingerprint"]}
+    config = {"model": base.directory.name, "lora": dataclasses.asdict(settings)}
+    adapter = Adapter(params, 0, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
+    adapter.check_base(base.metadata["fingerprint"], base.directory)
+    return adapter
 
 
-def read_peft(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and tensors of a PEFT folder, or of one file with its settings in the header."""
+def read_peft(path: Path) -> tuple[Any, dict[str, np.ndarray], str | None]:
+    """Config, tensors and the base's fingerprint, where it is told, of a PEFT folder or of one file that has them."""
     file = path / TENSORS if path.is_dir() else path
     try:
         with safe_open(file, "numpy") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-            settings = (stored.metadata() or {}).get(CONFIG)
-        text = (path / CONFIG).read_text() if path.is_dir() else settings
+            header = stored.metadata() or {}
+        text = (path / CONFIG).read_text() if path.is_dir() else header.get(CONFIG)
         if text is None:
             raise UserError(f"{path} has no settings of an adapter in its header; give the folder with {CONFIG}")
-        config = json.loads(text)
+        return json.loads(text), tensors, header.get(FINGERPRINT)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no adapter of PEFT's ({error})") from None
-    return config, tensors
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    """Writes a .safetensors file, whole or not at all, that whoever may read the folder may read."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(dict(tensors), metadata={"format": "pt", **about}))
 
 
 def _lora_settings(adapter: Adapter) -> lora.LoRAConfig:
@@ -165,21 +183,20 @@ def main() -> None:
         return
     adapter = load_adapter(args.run)
     base = args.base or Path(adapter.run["base"]["path"])
+    about = {"source": f"step {adapter.step} of {args.run}", FINGERPRINT: adapter.run["base"]["fingerprint"]}
     if args.to == "merged":
-        merged = load_flow_network(base, args.run)
-        with atomic_file(args.out) as temporary:
-            save_file(MMAUDIO.published(merged.params), temporary)
+        merged = load_flow_network(base, adapter)
+        licence = {"licence": merged.metadata["licence"]} if "licence" in merged.metadata else {}
+        write(args.out, MMAUDIO.published(merged.params), about | licence)
         print(f"{trees.count(merged.params):,} parameters are in {args.out}")
         return
-    adapter.check_base(weights.read_metadata(base)["fingerprint"], base)
     config, tensors = to_peft(adapter)
     text = json.dumps(config, indent=2) + "\n"
     if args.to == "safetensors":
-        with atomic_file(args.out) as temporary:
-            save_file(tensors, temporary, metadata={CONFIG: text})
+        write(args.out, tensors, about | {CONFIG: text})
     else:
         with atomic_directory(args.out) as folder:
-            save_file(tensors, folder / TENSORS)
+            write(folder / TENSORS, tensors, about)
             (folder / CONFIG).write_text(text)
     print(f"{len(tensors) // 2} layers, {sum(t.size for t in tensors.values()):,} parameters are in {args.out}")
 

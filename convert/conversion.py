@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from convert import checkpoint_file, matching, released
+from convert import bigvgan_json, checkpoint_file, matching, released
 from mmaudio_jax import trees, weights
 from mmaudio_jax.errors import UserError
 
@@ -43,6 +43,8 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
     path = Path(path)
     checkpoint = checkpoint_file.read(path)
     recognised = matching.recognise(checkpoint)
+    if recognised.preset == "bigvgan_44k":  # the 16 kHz one is published without
+        bigvgan_json.check_beside(path, recognised.config)
     directory = Path(out) / recognised.preset
     if directory.exists() and not overwrite:
         raise UserError(f"{directory} exists already; convert {path.name} with --overwrite to replace it")

@@ -29,6 +29,10 @@ TRIES = 5  # in a row that bring nothing, per address
 PAUSE = 2.0  # seconds before the second try, and longer before each next one
 
 
+class _Broken(Exception):
+    """A download ended before its time; the next try goes on."""
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect unless it leaves https."""
 
@@ -58,44 +62,57 @@ def download(address: str, path: Path, md5: str | None) -> None:
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _download_on(address, part)
+            _download_on(address, part, md5 is not None)
             break
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                raise UserError(f"{address} cannot be had: {error.code} {error.reason}") from None
-            reason: object = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = getattr(error, "reason", None) or error or type(error).__name__
+        except _Broken as error:
+            reason = error
         came = part.exists() and part.stat().st_size > before
         failures = 1 if came else failures + 1
         if failures == TRIES:
-            raise UserError(
-                f"{address} breaks off ({reason}); start again to go on from where it stopped, or give another --source"
-            )
+            raise UserError(f"{address} breaks off ({reason}); start again to go on, or give another --source")
         time.sleep(PAUSE * failures)
     found = _md5(part)
     if md5 and found != md5:
         part.unlink()
+        part.with_suffix(".etag").unlink(missing_ok=True)
         raise UserError(f"{path.name} from {address} has MD5 {found}, the published file has {md5}: it is not kept")
     part.rename(path)
+    part.with_suffix(".etag").unlink(missing_ok=True)
 
 
-def _download_on(address: str, part: Path) -> None:
-    """Adds to what is there already; raises if it ends before the length that the server told."""
-    there = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={there}-"} if there else {})
+def _download_on(address: str, part: Path, hashed: bool) -> None:
+    """Adds to what is there already of the same version of the file.
+
+    Raises:
+        _Broken: it ended before the length that the server told, or the server is out of order for now.
+        UserError: the server does not have it.
+    """
+    version = part.with_suffix(".etag")  # the server's name of the version that `part` is of
+    etag = version.read_text() if version.exists() else ""
+    # without a hash or a version to go by, what is there may be of another file
+    there = part.stat().st_size if part.exists() and (hashed or etag) else 0
+    headers = {"Range": f"bytes={there}-"} if there else {}
+    if there and etag:
+        headers["If-Range"] = etag
     try:
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+        response = urllib.request.build_opener(_Redirects).open(
+            urllib.request.Request(address, headers=headers), timeout=TIMEOUT
+        )
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing lies beyond what is there: all of it, or of another file
-            raise
-        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(there):
-            return
-        part.unlink()
-        raise ConnectionError("the file has changed at the source") from None
+        if error.code == 416:  # nothing lies beyond what is there: all of it, or of another file
+            if error.headers.get("Content-Range", "").rpartition("/")[2] == str(there):
+                return
+            part.unlink()
+            raise _Broken("the file has changed at the source") from None
+        if error.code < 500 and error.code not in (408, 429):
+            raise UserError(f"{address} cannot be had: {error.code} {error.reason}") from None
+        raise _Broken(f"{error.code} {error.reason}") from None
+    except (http.client.HTTPException, OSError) as error:
+        raise _Broken(getattr(error, "reason", None) or error or type(error).__name__) from None
     with response:
-        if there and response.status != 206:  # the server sends all of it again
-            there = 0
+        if there and response.headers.get("Content-Range", "").split("-")[0] != f"bytes {there}":
+            there = 0  # the server sends all of it again
+        version.write_text(response.headers.get("ETag", ""))
         length = response.headers.get("Content-Length")
         total = there + int(length) if length else None
         with (
@@ -103,11 +120,19 @@ def _download_on(address: str, part: Path) -> None:
             tqdm(total=total, initial=there, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
         ):
             file.seek(there)
-            while chunk := response.read(CHUNK):
+            file.truncate()
+            while chunk := _read(response):
                 file.write(chunk)
                 bar.update(len(chunk))
         if total is not None and part.stat().st_size != total:
-            raise ConnectionError(f"{part.stat().st_size:,} of {total:,} bytes came")
+            raise _Broken(f"{part.stat().st_size:,} of {total:,} bytes came")
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except (http.client.HTTPException, OSError) as error:
+        raise _Broken(error) from None
 
 
 def _md5(path: Path) -> str:
@@ -131,6 +156,8 @@ def original(file: released.File, downloads: Path, source: str | None, keep: boo
     if source and "://" not in source:
         yield _from_folder(file, Path(source))
         return
+    if source and not source.startswith(("https://", "http://")):
+        raise UserError(f"--source is {source}; it must be a folder, or begin with https:// or http://")
     addresses = [_at(source, address) for address in file.sources] if source else file.sources
     problems = []
     for address in addresses:
@@ -138,18 +165,17 @@ def original(file: released.File, downloads: Path, source: str | None, keep: boo
         try:
             for other in (_at(source, address) for address in file.beside):
                 download(other, downloads / other.rpartition("/")[2], None)
-            if not path.exists() or (file.md5 and _md5(path) != file.md5):
+            kept = path.exists() and (file.md5 is None or _md5(path) == file.md5)
+            if not kept:
                 download(address, path, file.md5)
         except UserError as error:
             problems.append(str(error))
             continue
         try:
             yield path
-        except UserError:
-            if file.md5 is None:  # nothing vouches for these bytes: the next start brings them anew
-                path.unlink()
-            raise
-        if not keep:
+        except UserError as error:
+            raise UserError(f"{error}; {path} is kept: remove it to bring it anew") from None
+        if not (keep or kept):
             for brought in (path, *(downloads / other.rpartition("/")[2] for other in file.beside)):
                 brought.unlink()
         return

@@ -48,7 +48,11 @@ class Recognised:
         for path, leaf in self.table.parameters(self.preset).items():
             names, layout = self.table.recipe(path)
             arrays = [self.tensors[name].read() for name in names]
-            faults = [f"{name} {fault}" for name, array in zip(names, arrays, strict=True) if (fault := _fault(array))]
+            faults = [
+                f"{name} {wrong_with}"
+                for name, array in zip(names, arrays, strict=True)
+                if (wrong_with := fault(array))
+            ]
             if faults:
                 wrong += faults
                 continue
@@ -85,7 +89,7 @@ def is_constant(stored: np.ndarray, value: np.ndarray) -> bool:
     return np.allclose(stored.astype(np.float64), value, rtol=0, atol=tolerance)
 
 
-def _fault(array: np.ndarray) -> str | None:
+def fault(array: np.ndarray) -> str | None:
     """What makes a tensor useless as a weight."""
     if array.dtype not in FLOATS:
         return f"has type {array.dtype} where floating-point numbers are needed"

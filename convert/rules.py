@@ -56,7 +56,7 @@ def _transposed_kernel(weight: np.ndarray) -> np.ndarray:
 
 
 AS_IT_IS = Layout(lambda x: x, lambda s: (s,), lambda x: x)
-FLAT = Layout(lambda x: x.reshape(-1), lambda s: ((1, *s, 1),), lambda x: x.reshape(1, -1, 1))
+FLAT = Layout(lambda x: x.reshape(-1), lambda s: ((1, *s, 1),))
 KERNEL = Layout(_kernel, lambda s: (_kernel_shape(s),), _from_kernel)
 MAGNITUDE = Layout(lambda w: _kernel(fold_magnitude(w)), lambda s: (_kernel_shape(s),))
 MAGNITUDE_GAIN = Layout(lambda w, gain: _kernel(fold_magnitude(w, 1 + gain.item())), lambda s: (_kernel_shape(s), ()))
@@ -122,7 +122,7 @@ class Table:
         raise LookupError(f"no rule fills {path}")
 
     def published(self, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Parameters under their published names and in the published layout, float32.
+        """Parameters under their published names and in the published layout; ignored tensors are not had back.
 
         Raises:
             ValueError: the network's published weights are folded into its parameters.

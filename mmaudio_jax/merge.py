@@ -23,7 +23,7 @@ def main() -> None:
     if args.out.exists():
         raise errors.UserError(f"{args.out} exists already; remove it or choose another place")
     trained = load_adapter(args.run)
-    merged = load_flow_network(args.base or Path(trained.run["base"]["path"]), args.run)
+    merged = load_flow_network(args.base or Path(trained.run["base"]["path"]), trained)
     provenance = {"source": f"step {trained.step} of {args.run}", "base": trained.run["base"]}
     if "licence" in merged.metadata:  # of what it was trained from
         provenance["licence"] = merged.metadata["licence"]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from mmaudio_jax.models.bigvgan import BigVGAN
 from mmaudio_jax.models.mmaudio import Conditions, MMAudio
 from mmaudio_jax.models.vae import VAE
 from mmaudio_jax.sequence import MODES, AudioMode, lengths
+
+if TYPE_CHECKING:  # it loads Orbax
+    from mmaudio_jax.checkpoint import Adapter
 
 
 def initial_noise(seeds: Sequence[int], latent_len: int, latent_dim: int) -> Float[Array, "b n z"]:
@@ -93,18 +96,15 @@ def decode(
     return vocoder(vae.decode(latent))
 
 
-def load_flow_network(directory: Path, adapter: Path | None) -> weights.Weights:
+def load_flow_network(directory: Path, trained: "Adapter | None" = None) -> weights.Weights:
     """The flow network, with what a run has trained, if one is given: its adapter merged in, or all weights.
 
     Raises:
         UserError: the run started from another base.
     """
     base = weights.load(directory, "mmaudio")
-    if adapter is None:
+    if trained is None:
         return base
-    from mmaudio_jax.checkpoint import load_adapter
-
-    trained = load_adapter(adapter)
     trained.check_base(base.metadata["fingerprint"], directory)
     params, settings = {**base.params, **trained.params}, trained.run["config"]["lora"]
     return dataclasses.replace(base, params=lora.merge(params, lora.LoRAConfig(**settings)) if settings else params)
@@ -141,16 +141,17 @@ class Pipeline:
         Args:
             root: the folder of converted weights.
             model: a flow network in it, e.g. `small_16k`.
-            adapter: workdir of a LoRA run.
+            adapter: workdir of a training run.
             dtype: compute dtype of the flow network and the encoders; sound is decoded in float32.
             precision: of matrix products.
 
         Raises:
             UserError: weights are missing or do not fit together.
         """
+        from mmaudio_jax.checkpoint import load_adapter
         from mmaudio_jax.features import Encoders
 
-        flow = load_flow_network(root / model, adapter)
+        flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None)
         mode = next((m for m in MODES.values() if m.latent_dim == flow.config.latent_dim), None)
         if mode is None:
             raise UserError(f"{root / model} has {flow.config.latent_dim} latent channels, which no audio mode has")

@@ -63,7 +63,7 @@ def test_there_and_back_is_the_same_adapter(base, run, monkeypatch, capsys, tmp_
     assert first.params.keys() == again.params.keys()
     for path, leaf in first.params.items():
         np.testing.assert_array_equal(leaf, again.params[path])
-    merged = [sampling.load_flow_network(base.directory, where).params for where in (run, tmp_path / "b")]
+    merged = [sampling.load_flow_network(base.directory, adapter).params for adapter in (first, again)]
     assert weights.fingerprint(merged[0]) == weights.fingerprint(merged[1])
 
 
@@ -88,7 +88,7 @@ def test_merged_is_the_published_layout(base, run, golden, monkeypatch, capsys, 
         name: tensor.shape for name, tensor in published.items() if not name.endswith(("freqs", "_rot"))
     }
     again = matching.recognise(read(tmp_path / "m.safetensors")).parameters()
-    merged = sampling.load_flow_network(base.directory, run).params
+    merged = sampling.load_flow_network(base.directory, load_adapter(run)).params
     assert weights.fingerprint(again) == weights.fingerprint(merged)
     changed = {name for name in stored if not np.array_equal(stored[name], published[name])}
     assert len(changed) == len(load_adapter(run).params) // 2
@@ -103,7 +103,7 @@ def test_what_was_converted_comes_back_bit_for_bit(base, golden):
 def edited(folder, tmp_path, config=None, tensors=None):
     """A copy of a PEFT folder with another config and other tensors."""
     tmp_path.mkdir(exist_ok=True)
-    settings = json.loads((folder / tool.CONFIG).read_text()) | (config or {})
+    settings = [] if config == [] else json.loads((folder / tool.CONFIG).read_text()) | (config or {})
     (tmp_path / tool.CONFIG).write_text(json.dumps(settings))
     stored = load_file(folder / tool.TENSORS)
     save_file((tensors or dict)(stored), tmp_path / tool.TENSORS)
@@ -117,8 +117,10 @@ def edited(folder, tmp_path, config=None, tensors=None):
         ({"rank_pattern": {"x": 2}}, None, "rank_pattern is {'x': 2}"),
         ({"r": None}, None, "has no r and lora_alpha"),
         ({"r": 4}, None, "which does not fit a layer of (64, 192) at rank 4"),
-        ({"base_fingerprint": "other"}, None, "was trained on other weights than those of"),
+        ([], None, "has no r and lora_alpha"),
+        ({"init_lora_weights": "pissa"}, None, "init_lora_weights is 'pissa'"),
         (None, lambda t: {k: v for k, v in t.items() if "w1.lora_A" not in k}, "has one half only"),
+        (None, lambda t: {k: v * np.float32("nan") for k, v in t.items()}, "has values that are not finite"),
         (None, lambda t: t | {"base_model.model.nothing.lora_A.weight": np.zeros((3, 4), np.float32)}, "no layer of"),
     ],
 )
@@ -128,6 +130,17 @@ def test_what_does_not_fit_is_refused(base, run, monkeypatch, capsys, tmp_path, 
     where = ("--from", "peft", "--base", base.directory, "--out", tmp_path / "new")
     code, error = command(monkeypatch, capsys, folder, *where)
     assert code == 1 and message in error and not (tmp_path / "new").exists()
+
+
+def test_another_base_is_told(base, run, golden, monkeypatch, capsys, tmp_path):
+    assert command(monkeypatch, capsys, run, "--to", "peft", "--out", tmp_path / "out")[0] == 0
+    other = tmp_path / "other"
+    weights.save(other, "mmaudio", base.config, base.params | {"latent_mean": base.params["latent_mean"] + 1})
+    where = ("--from", "peft", "--base", other, "--out", tmp_path / "new")
+    code, error = command(monkeypatch, capsys, tmp_path / "out", *where)
+    assert code == 1 and f"whose weights are not those of {other}" in error
+    code, error = command(monkeypatch, capsys, run, "--to", "merged", "--base", other, "--out", tmp_path / "new")
+    assert code == 1 and f"whose weights are not those of {other}" in error and not (tmp_path / "new").exists()
 
 
 def test_mistakes(base, run, monkeypatch, capsys, tmp_path):

@@ -20,7 +20,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.fault, self.ranges = b"", None, []
+        self.content, self.fault, self.ranges, self.etag = b"", None, [], '"1"'
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -34,13 +34,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", f"{server.address}/moved{self.path}")
             return self.end_headers()
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.fault != "no ranges" else 0
+        known = self.headers.get("If-Range", server.etag) == server.etag
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and known and server.fault != "no ranges" else 0
         if start and start >= len(server.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(server.content)}")
             return self.end_headers()
         body = server.content[start:]
         self.send_response(206 if start else 200)
+        self.send_header("ETag", server.etag)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         self.send_header("Content-Length", str(len(body) - 10 if server.fault == "says too little" else len(body)))
         self.end_headers()
         if server.fault in ("breaks off", "no ranges"):
@@ -90,7 +94,7 @@ def test_a_download_of_before_is_gone_on_with(server, tmp_path):
     ("fault", "message", "left"),
     [
         ("gone", "cannot be had: 404", []),
-        ("always breaks off", "breaks off (0 of 16,384 bytes came); start again", [f"{NAME}.part"]),
+        ("always breaks off", "breaks off (0 of 16,384 bytes came); start again", [f"{NAME}.etag", f"{NAME}.part"]),
         ("says too little", "the published file has", []),
     ],
 )
@@ -98,7 +102,22 @@ def test_what_is_not_the_file_is_not_kept(server, tmp_path, fault, message, left
     server.fault = fault
     with pytest.raises(UserError, match=re.escape(message)):
         fetch.download(f"{server.address}/{NAME}", tmp_path / NAME, md5(server.content))
-    assert [path.name for path in tmp_path.iterdir()] == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+@pytest.mark.parametrize("etag", ['"1"', '"2"', None])
+def test_without_a_hash_only_the_same_version_is_gone_on_with(server, tmp_path, etag):
+    (tmp_path / f"{NAME}.part").write_bytes(server.content[:1000] if etag == '"1"' else b"other" * 100)
+    if etag:
+        (tmp_path / f"{NAME}.etag").write_text(etag)
+    fetch.download(f"{server.address}/{NAME}", tmp_path / NAME, None)
+    assert (tmp_path / NAME).read_bytes() == server.content and [p.name for p in tmp_path.iterdir()] == [NAME]
+    assert server.ranges == [{'"1"': "bytes=1000-", '"2"': "bytes=500-", None: None}[etag]]
+
+
+def test_a_source_is_a_folder_or_a_web_address(small_release, monkeypatch, capsys, tmp_path):
+    code, _, error = run(monkeypatch, capsys, "tiny", "--out", tmp_path / "w", "--source", "ftp://somewhere")
+    assert code == 1 and "it must be a folder, or begin with https:// or http://" in error
 
 
 def test_other_bytes_are_named_and_not_kept(server, tmp_path):

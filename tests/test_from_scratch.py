@@ -72,7 +72,7 @@ def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatc
     again = dataclasses.replace(train_config, eval_every=1)
     with pytest.raises(UserError, match="its config.eval_every is 2, now it is 1"):
         experiment.run(again, tmp_path / "run", dry_run=False)
-    same = sampling.load_flow_network(drawn.directory, tmp_path / "run").params
+    same = sampling.load_flow_network(drawn.directory, checkpoint.load_adapter(tmp_path / "run")).params
     assert weights.fingerprint(same) == merged.metadata["fingerprint"]
 
 
