@@ -5,9 +5,11 @@ import re
 import shutil
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import relative_error
 
 from mmaudio_jax import weights
 from mmaudio_jax.data import records
@@ -106,13 +108,13 @@ def test_the_stand_ins_are_those_that_the_base_was_trained_with(demo_weights):
     np.testing.assert_allclose(encoders.encode_sync_frames(frames)[0, 0, :3], MOVED, atol=1e-4)
 
 
-def test_a_sound_is_the_same_in_any_batch(pipeline, held_out):
-    own = [evaluate.conditions(held_out[0], i, i, True) for i in range(2)]
-    both = pipeline.generate(own, [5, 6], 8.0, num_steps=2)
-    alone = [
-        pipeline.generate([features], [seed], 8.0, num_steps=2)[0] for features, seed in zip(own, [5, 6], strict=True)
-    ]
-    np.testing.assert_allclose(both, alone, atol=1e-3)
+def test_a_sound_is_the_same_in_any_batch(demo_weights):
+    vocode = jax.jit(weights.load(demo_weights / "bigvgan_16k", "bigvgan").module())
+    mels = np.random.default_rng(0).uniform(-4, 0, (2, 40, 80)).astype(np.float32)
+    waves = vocode(mels)
+    assert waves.shape == (2, 40 * 256) and np.abs(waves).max() > 0.1
+    for mel, wave in zip(mels, waves, strict=True):
+        assert relative_error(vocode(mel[None])[0], wave) < 0.01  # random phases would make it 1
 
 
 def test_the_command_writes_its_scores(demo_weights, held_out, monkeypatch, capsys, tmp_path):
