@@ -91,3 +91,16 @@ def set_display_matrix(path: Path, matrix: list[list[int]]) -> None:
     (a, b), (c, d) = matrix
     data[place : place + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
+
+
+def decoded(path: Path) -> tuple[list[Fraction], Fraction, list[np.ndarray]]:
+    """All frames' times, the end of the last, and the images, as PyAV gives them."""
+    with av.open(str(path)) as container:
+        all_frames = list(container.decode(video=0))
+        times = [f.pts * Fraction(f.time_base) for f in all_frames]
+        end = times[-1] + all_frames[-1].duration * Fraction(all_frames[-1].time_base)
+        return times, end, [f.to_ndarray(format="rgb24") for f in all_frames]
+
+
+def numbers(images: np.ndarray) -> list[int]:
+    return [frame_number(image) for image in images]
