@@ -241,7 +241,6 @@ TABLES = (
         signature=_clip_signature,
         rules=(*PACKED_PROJECTION, *LEAVES),
         ignored=(
-            Ignored("text_projection", "the text features are the hidden states before pooling and projection"),
             Ignored("logit_scale", "the temperature of the contrastive loss, used in training alone"),
             Ignored("attn_mask", "the causal mask is a constant"),
         ),

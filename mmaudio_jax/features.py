@@ -122,7 +122,7 @@ class Encoders:
         return self._vaes[mode]
 
     def _load(self, name: str, network: str, dtype) -> Network:
-        loaded = weights.load(self._root / name, network)
+        loaded = weights.load(self._root / name, network, dtype)
         return Network(loaded, loaded.graphdef(dtype=dtype, precision=self._precision))
 
     def encode_audio(

@@ -96,18 +96,24 @@ def decode(
     return vocoder(vae.decode(latent))
 
 
-def load_flow_network(directory: Path, trained: "Adapter | None" = None) -> weights.Weights:
+def load_flow_network(directory: Path, trained: "Adapter | None" = None, dtype=jnp.float32) -> weights.Weights:
     """The flow network, with what a run has trained, if one is given: its adapter merged in, or all weights.
+
+    Args:
+        directory: of the base.
+        trained: what `checkpoint.load_adapter` read of a run.
+        dtype: see `weights.load`; an adapter is merged in float32.
 
     Raises:
         UserError: the run started from another base.
     """
-    base = weights.load(directory, "mmaudio")
     if trained is None:
-        return base
+        return weights.load(directory, "mmaudio", dtype)
+    base = weights.load(directory, "mmaudio")
     trained.check_base(base.metadata["fingerprint"], directory)
     params, settings = {**base.params, **trained.params}, trained.run["config"]["lora"]
-    return dataclasses.replace(base, params=lora.merge(params, lora.LoRAConfig(**settings)) if settings else params)
+    merged = lora.merge(params, lora.LoRAConfig(**settings)) if settings else params
+    return dataclasses.replace(base, params=merged).cast(dtype)
 
 
 class Features(NamedTuple):
@@ -142,7 +148,8 @@ class Pipeline:
             root: the folder of converted weights.
             model: a flow network in it, e.g. `small_16k`.
             adapter: workdir of a training run.
-            dtype: compute dtype of the flow network and the encoders; sound is decoded in float32.
+            dtype: compute dtype of the flow network and the encoders, whose weights are stored in it where that makes
+                no difference; sound is decoded in float32.
             precision: of matrix products.
 
         Raises:
@@ -151,7 +158,7 @@ class Pipeline:
         from mmaudio_jax.checkpoint import load_adapter
         from mmaudio_jax.features import Encoders
 
-        flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None)
+        flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
         mode = next((m for m in MODES.values() if m.latent_dim == flow.config.latent_dim), None)
         if mode is None:
             raise UserError(f"{root / model} has {flow.config.latent_dim} latent channels, which no audio mode has")

@@ -46,6 +46,16 @@ def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, j
     return graphdef, {join(path): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
+def compute_dtypes(module: nnx.Module) -> dict[str, Any]:
+    """What each leaf is computed in: the dtype of its linear layer or convolution, which casts it; else its own.
+
+    A leaf that is stored in this dtype gives the same bits as one that the layer casts.
+    """
+    layers = {path: layer.dtype for path, layer in nnx.iter_modules(module) if isinstance(layer, nnx.Linear | nnx.Conv)}
+    leaves = nnx.to_flat_state(nnx.state(module))
+    return {join(path): layers.get(path[:-1]) or leaf.get_value().dtype for path, leaf in leaves}
+
+
 def trainable(module: nnx.Module) -> Mask:
     """True for the leaves that may be trained, the `nnx.Param`s; false for stored statistics."""
     return {join(path): isinstance(leaf, nnx.Param) for path, leaf in nnx.to_flat_state(nnx.state(module))}

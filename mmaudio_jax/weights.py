@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -76,6 +77,11 @@ class Weights:
         """The network's definition; `numerics` are its `dtype` and `precision`."""
         cls = network_class(self.network)
         return trees.abstract(lambda: cls(self.config, rngs=trees.UNDRAWN, **numerics))[0]
+
+    def cast(self, dtype) -> "Weights":
+        """These weights in what the network computes in at compute dtype `dtype`: the same sound from less memory."""
+        dtypes = _storage(self.network, self.config, dtype)
+        return dataclasses.replace(self, params={k: v.astype(dtypes[k].dtype) for k, v in self.params.items()})
 
     def module(self, **numerics) -> nnx.Module:
         """The network with these parameters."""
@@ -144,12 +150,14 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
-def load(directory: Path, network: str) -> Weights:
+def load(directory: Path, network: str, dtype=jnp.float32) -> Weights:
     """Reads a weights folder.
 
     Args:
         directory: e.g. `weights/small_16k`.
         network: what it must hold, a key of `NETWORKS`.
+        dtype: compute dtype to be; with bfloat16 the leaves that are computed in it are stored in it too. Whoever
+            trains or adapts weights needs float32.
 
     Raises:
         UserError: it is not there (names the command that makes it), holds another network or is damaged.
@@ -164,10 +172,9 @@ def load(directory: Path, network: str) -> Weights:
     if found in STAND_INS:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
     config = config_class(found)(**_tuples(metadata["config"]))
-    cls = network_class(found)
-    _, shapes = trees.abstract(lambda: cls(config, rngs=trees.UNDRAWN))
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in shapes.items()}
+    storage = _storage(found, config, dtype)
+    target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in storage.items()}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             params = checkpointer.restore(
@@ -179,6 +186,14 @@ def load(directory: Path, network: str) -> Weights:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
     return Weights(directory, found, config, params, metadata)
+
+
+def _storage(network: str, config: Any, dtype) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape of every leaf, and what it is computed in at compute dtype `dtype`."""
+    cls = network_class(network)
+    module = nnx.eval_shape(lambda: cls(config, rngs=trees.UNDRAWN, dtype=dtype))
+    dtypes = trees.compute_dtypes(module)
+    return {k: jax.ShapeDtypeStruct(v.shape, dtypes[k]) for k, v in trees.split(module)[1].items()}
 
 
 def _tuples(value: Any) -> Any:

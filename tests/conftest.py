@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from convert.conversion import convert
 from mmaudio_jax import weights
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
+from mmaudio_jax.demo.__main__ import BASE
+from mmaudio_jax.demo.stand_ins import save_stand_ins
 
 HERE = Path(__file__).parent / "golden"
 
@@ -84,6 +87,15 @@ def small_weights(tmp_path_factory) -> Path:
     """A weights folder of small random networks under the released 16 kHz names."""
     folder = tmp_path_factory.mktemp("small") / "weights"
     save_random_weights(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_weights(tmp_path_factory) -> Path:
+    """The demo's weights folder: stand-ins, and its trained base."""
+    folder = tmp_path_factory.mktemp("demo") / "weights"
+    save_stand_ins(folder)
+    shutil.copytree(BASE, folder / "demo_16k")
     return folder
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from mmaudio_jax import trees
 from mmaudio_jax.models.clip import CLIP, PRESETS, CLIPConfig
 
-UNUSED = {"text_projection", "logit_scale"}  # features are taken before the projection; the temperature is for training
+UNUSED = {"logit_scale"}  # the temperature is for training
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 
 import jax
@@ -25,14 +24,6 @@ from mmaudio_jax.sampling import Pipeline
 
 SEEN, MOVED = (-0.13878, 0.03160, 0.16571), (-1.42368, 2.43079, 2.80187)  # of frames of noise
 SCENES = len(KINDS) * len(BASE_MATERIALS)  # every kind of every material
-
-
-@pytest.fixture(scope="module")
-def demo_weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "weights"
-    save_stand_ins(folder)
-    shutil.copytree(BASE, folder / "demo_16k")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import sys
 
 import av
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -60,6 +61,19 @@ def test_a_seed_gives_the_same_sound_in_any_batch_and_compiles_once(pipeline):
     again = pipeline.generate(features, [6, 7, 9], cfg_strength=3.0, **options)
     assert (sampling.sample._cache_size(), sampling.decode._cache_size()) == count
     assert relative_error(again[0], together[0]) > 1e-4 and relative_error(again[2], together[2]) > 0.1
+
+
+def test_weights_stored_in_bfloat16_give_the_same_bits(small_weights):
+    stored = sampling.Pipeline.load(small_weights, "small_16k", dtype=jnp.bfloat16)
+    cast_on_use = sampling.Pipeline.load(small_weights, "small_16k", dtype=jnp.bfloat16)
+    cast_on_use._flow = weights.load(small_weights / "small_16k", "mmaudio").params
+    sizes = [sum(leaf.nbytes for leaf in pipeline._flow.values()) for pipeline in (stored, cast_on_use)]
+    assert sizes[0] < 0.9 * sizes[1] and stored._flow["latent_mean"].dtype == jnp.float32
+    sounds = [
+        pipeline.generate([pipeline.features(None, "rain")], [0], DURATION, num_steps=2)
+        for pipeline in (stored, cast_on_use)
+    ]
+    np.testing.assert_array_equal(*sounds)
 
 
 def test_prompt_and_negative_prompt_change_the_sound(pipeline):

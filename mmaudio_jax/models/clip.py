@@ -1,7 +1,7 @@
 """CLIP's two towers, as the flow network's features need them (arXiv 2103.00020; weights DFN5B-CLIP-ViT-H-14-384).
 
 Both are pre-norm transformers with quick GELU. An image becomes one vector, a text the last hidden states of all
-its tokens. Paths and shapes follow the open_clip form of the checkpoint.
+its tokens, or one vector that compares with an image's. Paths and shapes follow the open_clip form of the checkpoint.
 """
 
 import dataclasses
@@ -129,7 +129,9 @@ class VisionTransformer(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Features of images and of texts, all of unit length, float32; see `encode_image` and `encode_text`.
+    """Features of images and of texts, all of unit length, float32.
+
+    The flow network hears of `encode_image` and `encode_text`; `embed_text` says how well a text fits an image.
 
     Args:
         config: sizes.
@@ -148,6 +150,7 @@ class CLIP(nnx.Module):
         self.positional_embedding = normal(rngs, (config.context_length, width), 0.01)
         self.transformer = Transformer(width, config.text_layers, config.text_heads, **kw)
         self.ln_final = layer_norm(width, rngs)
+        self.text_projection = normal(rngs, (width, config.embed_dim), width**-0.5)
 
     def encode_image(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b e"]:
         """One vector an image.
@@ -167,6 +170,18 @@ class CLIP(nnx.Module):
         causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         x = self.token_embedding(tokens) + self.positional_embedding[...]
         return normalize(self.ln_final(self.transformer(x, causal)))
+
+    def embed_text(self, tokens: Int[Array, "b t"]) -> Float[Array, "b e"]:
+        """One vector a text: the projected last state of its end token, whose id is the highest.
+
+        Its product with `encode_image`'s vector is their cosine similarity.
+
+        Args:
+            tokens: as for `encode_text`.
+        """
+        states = self.encode_text(tokens)
+        last = jnp.take_along_axis(states, tokens.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+        return normalize(jnp.matmul(last, self.text_projection[...], precision=jax.lax.Precision.HIGHEST))
 
 
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
