@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import jax
 from tqdm import tqdm
 
@@ -164,7 +165,8 @@ def original(file: released.File, downloads: Path, source: str | None, keep: boo
         path = downloads / address.rpartition("/")[2]
         try:
             for other in (_at(source, address) for address in file.beside):
-                download(other, downloads / other.rpartition("/")[2], None)
+                if not (beside := downloads / other.rpartition("/")[2]).exists():
+                    download(other, beside, None)
             kept = path.exists() and (file.md5 is None or _md5(path) == file.md5)
             if not kept:
                 download(address, path, file.md5)
@@ -178,6 +180,9 @@ def original(file: released.File, downloads: Path, source: str | None, keep: boo
         if not (keep or kept):
             for brought in (path, *(downloads / other.rpartition("/")[2] for other in file.beside)):
                 brought.unlink()
+        for other in addresses:  # what another address had begun to bring
+            for suffix in ("part", "etag"):
+                (downloads / f"{other.rpartition('/')[2]}.{suffix}").unlink(missing_ok=True)
         return
     raise UserError("\n  ".join([f"{file.name} cannot be brought:", *problems]))
 
@@ -200,8 +205,17 @@ def fetch(models: Sequence[str], out: Path, *, source: str | None = None, keep: 
     """Brings and converts what is not in `out` yet; returns the folders that were made.
 
     Raises:
-        UserError: see `original` and `convert`; what was converted before stays.
+        UserError: see `original` and `convert`, or another fetch is at work in `out`; what was converted before stays.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(out / ".fetch.lock", blocking=False):
+            return _fetch(models, out, source, keep)
+    except filelock.Timeout:
+        raise UserError(f"another fetch is at work in {out}; wait for it, or choose another --out") from None
+
+
+def _fetch(models: Sequence[str], out: Path, source: str | None, keep: bool) -> list[Path]:
     needed = dict.fromkeys(folder for model in models for folder in released.MODELS[model])
     missing = [folder for folder in needed if not (out / folder).exists()]
     downloads, made = out / "originals", []

@@ -33,9 +33,16 @@ def latent_statistics(features: FeatureSet) -> tuple[Float[np.ndarray, " z"], Fl
 
 
 def initialize(model: str, features: FeatureSet, encoders: Encoders, seed: int) -> trees.Params:
-    """The flat parameters of a freshly drawn network; `model` is a key of `PRESETS`."""
+    """The flat parameters of a freshly drawn network; `model` is a key of `PRESETS`.
+
+    Raises:
+        UserError: the set does not fit the network, or its texts were encoded by another CLIP.
+    """
     config = PRESETS[model]
     check_fits(features, config, model)
+    theirs, ours = features.metadata.encoders.get("clip"), encoders.clip.weights
+    if theirs and theirs != ours.metadata["fingerprint"]:
+        raise errors.UserError(f"the feature set was made with another CLIP than {ours.directory}; name its --weights")
     params = trees.split(MMAudio(config, rngs=nnx.Rngs(seed)))[1]
     mean, std = latent_statistics(features)
     drawn = {"latent_mean": mean, "latent_std": std, "empty_string_feat": encoders.encode_captions([""])[0]}

@@ -1,5 +1,6 @@
 """Downloads from a local server that breaks off, lies, redirects, or serves other bytes."""
 
+import dataclasses
 import hashlib
 import http.server
 import re
@@ -7,6 +8,7 @@ import shutil
 import sys
 import threading
 
+import filelock
 import pytest
 
 from convert import fetch, released
@@ -166,12 +168,34 @@ def test_a_model_is_brought_converted_and_then_there(server, small_release, monk
     assert code == 0 and "is in" in printed and len(server.ranges) == asked  # what is there is not asked for
 
 
+def test_what_another_address_had_begun_is_cleared_away(server, small_release, monkeypatch, tmp_path):
+    server.content = (small_release / "flow_tiny.pth").read_bytes()
+    entry = released.BY_FOLDER["tiny"]
+    sources = (f"{server.address}/flow_tiny.safetensors", f"{server.address}/flow_tiny.pth")
+    both = dataclasses.replace(entry, sources=sources, beside=(f"{server.address}/config.json",))
+    (tmp_path / "flow_tiny.pth.part").write_bytes(b"begun")
+    (tmp_path / "config.json").write_text("{}")
+    with fetch.original(both, tmp_path, None, keep=True):
+        pass
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["config.json", "flow_tiny.safetensors"]
+    server.fault = "gone"
+    with fetch.original(both, tmp_path, None, keep=True):  # all of it is there: nobody is asked
+        pass
+
+
+def test_a_second_fetch_into_a_folder_is_refused(small_release, monkeypatch, capsys, tmp_path):
+    with filelock.FileLock(tmp_path / ".fetch.lock"):
+        code, _, error = run(monkeypatch, capsys, "tiny", "--out", tmp_path, "--source", small_release)
+    assert code == 1 and "another fetch is at work in" in error
+    assert run(monkeypatch, capsys, "tiny", "--out", tmp_path, "--source", small_release)[0] == 0
+
+
 def test_a_folder_of_files_is_a_source_and_stays(small_release, monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, capsys, "tiny", "--out", tmp_path / "w", "--source", small_release)[0] == 0
     assert (small_release / "flow_tiny.pth").exists() and (tmp_path / "w" / "tiny").is_dir()
     (small_release / "flow_tiny.pth").write_bytes(b"other")
     code, _, error = run(monkeypatch, capsys, "tiny", "--out", tmp_path / "v", "--source", small_release)
-    assert code == 1 and "it is another file, or damaged" in error and not (tmp_path / "v").exists()
+    assert code == 1 and "it is another file, or damaged" in error and not list((tmp_path / "v").glob("[!.]*"))
 
 
 def test_the_list_and_a_name_that_does_not_exist(monkeypatch, capsys, tmp_path):

@@ -55,6 +55,24 @@ def test_a_drawn_network_has_the_statistics_of_its_data(drawn, places):
     np.testing.assert_array_equal(drawn.params["empty_string_feat"], empty)
 
 
+def test_a_set_made_with_another_clip_is_refused(places, monkeypatch, capsys, tmp_path):
+    features = records.open_features(places / "set")
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes, {"clip": "of another"}) as writer:
+        writer.append({"id": "a", "caption": "a sound"}, features.read(0))
+    where = (
+        "--model",
+        "demo_16k",
+        "--data",
+        tmp_path / "set",
+        "--weights",
+        places / "weights",
+        "--out",
+        tmp_path / "w",
+    )
+    code, error = run(monkeypatch, capsys, initialize.main, *where)
+    assert code == 1 and "the feature set was made with another CLIP than" in error and not (tmp_path / "w").exists()
+
+
 def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatch, capsys, tmp_path):
     values = demo_base.get_config().to_dict() | {"weights": str(places / "weights"), "data": str(places / "set")}
     values |= {"batch_size": 2, "num_steps": 2, "eval_every": 2, "validation_fraction": 0.3}
