@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from mmaudio_jax import lora, objective, optim, sampling, training, trees, weights  # noqa: E402
+from mmaudio_jax import lora, objective, optim, sampling, sharding, training, trees, weights  # noqa: E402
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
 from mmaudio_jax.sequence import MODES, AudioMode, lengths  # noqa: E402
 
@@ -48,7 +48,8 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
     graphdef, leaves = trees.split(lora.insert(network, LORA, rngs=nnx.Rngs(1)))
     trained, frozen = trees.partition({**leaves, **base}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
-    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=0, fsdp=1))
+    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
     rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config))
 
     def values(*shape):
@@ -64,7 +65,9 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
         "has_text": np.ones((1, batch_size), bool),
         "position": np.arange(batch_size)[None],
     }
-    return step, training.initial_state(trained, optimizer), (frozen, jax.device_put(batch), jax.random.key(0))
+    batch = jax.device_put(batch, sharding.over_examples(mesh, axis=1))
+    state = training.initial_state(trained, optimizer, mesh)
+    return step, state, (sharding.place(frozen, mesh), batch, jax.random.key(0))
 
 
 def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple[tuple, dict]:

@@ -37,6 +37,10 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.compute_dtype = "auto"
     config.matmul_precision = "default"
 
+    config.mesh = ConfigDict()
+    config.mesh.data = 0  # all devices
+    config.mesh.fsdp = 1  # devices that share one copy of the weights
+
     config.lora = ConfigDict()
     config.lora.rank = rank
     config.lora.alpha = 64.0

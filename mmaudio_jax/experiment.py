@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from flax import nnx
 
 import mmaudio_jax
-from mmaudio_jax import lora, numerics, objective, optim, training, trees, weights
+from mmaudio_jax import lora, numerics, objective, optim, sharding, training, trees, weights
 from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
@@ -36,6 +37,7 @@ class TrainConfig:
         workers: processes that read examples; 0 reads in this one.
         compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU.
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
+        mesh: how the devices share the work.
         lora: what is adapted; None trains all weights.
         optimizer: AdamW and its schedule.
         objective: how a sample is drawn.
@@ -54,6 +56,7 @@ class TrainConfig:
     workers: int
     compute_dtype: str
     matmul_precision: str
+    mesh: sharding.MeshConfig
     lora: lora.LoRAConfig | None
     optimizer: optim.OptimizerConfig
     objective: objective.ObjectiveConfig
@@ -92,11 +95,16 @@ def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) 
             )
 
 
-def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
-    """Trains, or goes on training, in `workdir`; a dry run prints what would happen and stops."""
+def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax.Device] | None = None) -> None:
+    """Trains, or goes on training, in `workdir`, on these devices or on all.
+
+    A dry run prints what would happen and stops.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; --workdir must name a folder")
-    base = weights.load(Path(config.weights) / config.model, "mmaudio")
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.batch_size, mesh)
+    base = weights.load(Path(config.weights) / config.model, "mmaudio", mesh=mesh)
     features = records.open_features(config.data)
     check_fits(features, base.config, config.model)
     train_rows, validation_rows = dataset.split_by_source(features, config.validation_fraction, config.seed)
@@ -118,7 +126,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         f"{trees.count(frozen):,} are frozen\n"
         f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
         f"{config.batch_size * config.accumulation} examples a step for {config.num_steps} steps; "
-        f"compute in {dtype.name} on one {jax.local_devices()[0].device_kind}"
+        f"compute in {dtype.name} on {mesh.size} × {jax.devices()[0].device_kind}"
+        f" ({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())})"
     )
     if config.num_steps <= config.optimizer.warmup_steps:
         print(
@@ -130,7 +139,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
         return
 
     optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-    state = training.initial_state(trained, optimizer)
+    state = training.initial_state(trained, optimizer, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = RunCheckpoints(
         workdir,
@@ -148,6 +157,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
         print(f"going on from step {checkpoints.latest_step} of {workdir}")
+    process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     start, global_batch = int(state["step"]), config.batch_size * config.accumulation
     with atomic_file(workdir / "config.json") as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -165,7 +175,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
 
     def validation():
         clock.stop()
-        return dataset.validation_batches(features, validation_rows, batch_size=config.batch_size)
+        batches = dataset.validation_batches(features, validation_rows, batch_size=config.batch_size, **process)
+        return training.on_devices(batches, mesh)
 
     def save(step: int, state: training.State) -> None:
         checkpoints.save(step, state)
@@ -178,15 +189,21 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool) -> None:
 
     loss = objective.make_loss(config.objective)
     stream = dataset.training_batches(
-        features, train_rows, batch_size=global_batch, seed=config.seed, start_step=start, workers=config.workers
+        features,
+        train_rows,
+        batch_size=global_batch,
+        seed=config.seed,
+        start_step=start,
+        workers=config.workers,
+        **process,
     )
     try:
         training.fit(
-            train_step=training.make_train_step(graphdef, loss, optimizer),
-            eval_step=training.make_eval_step(graphdef, loss),
+            train_step=training.make_train_step(graphdef, loss, optimizer, mesh),
+            eval_step=training.make_eval_step(graphdef, loss, mesh),
             state=state,
             frozen=frozen,
-            batches=training.micro_batched(stream, config.accumulation),
+            batches=training.micro_batched(stream, config.accumulation, mesh),
             validation=validation,
             key=run_key,
             num_steps=config.num_steps,

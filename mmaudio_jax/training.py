@@ -2,7 +2,8 @@
 
 A network comes as `build()`, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
 (weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, and
-`opt_state`; frozen leaves travel beside it and have neither gradient nor optimizer state.
+`opt_state`; frozen leaves travel beside it and have neither gradient nor optimizer state. Both lie on the mesh as
+`sharding.split` says, and are gathered where the network computes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,22 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from mmaudio_jax import lora, trees
+from mmaudio_jax import lora, sharding, trees
 
 State = dict[str, Any]
 Measures = dict[str, Any]  # name: (weighted sum, sum of weights)
 Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Measures]]
 
 
-def initial_state(params: trees.Params, optimizer: optax.GradientTransformation) -> State:
+def initial_state(params: trees.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
     """The state at step 0 for these trained leaves, placed: a step that returns placed arrays would compile again."""
-    state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt_state": jax.jit(optimizer.init)(params)}
-    return jax.device_put(state, jax.local_devices()[0])
+    params = sharding.place(params, mesh)
+    shardings = sharding.split(jax.eval_shape(optimizer.init, params), mesh)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    step = jax.device_put(np.zeros((), np.int32), sharding.whole(mesh))
+    return {"step": step, "params": params, "opt_state": opt_state}
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, loss: Loss, optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef, loss: Loss, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable[[State, trees.Params, Mapping[str, Any], jax.Array], tuple[State, Measures]]:
     """The jitted optimizer step: (state, frozen, batch, key) → (state, measures); the state is donated.
 
@@ -38,7 +43,7 @@ def make_train_step(
 
     def gradient(params, frozen, micro_batch, keys):
         def objective(params):
-            model = trees.merge(graphdef, {**frozen, **params})
+            model = trees.merge(graphdef, _gathered({**frozen, **params}, mesh))
             lora.set_dropout(model, keys[1])
             return loss(model, micro_batch, keys[0])
 
@@ -67,6 +72,7 @@ def make_train_step(
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), batch))
         grads, measures = total
+        grads = jax.lax.with_sharding_constraint(grads, sharding.split(grads, mesh))
         grads = jax.tree.map(lambda g: g / micro_batches, grads)
 
         norm = optax.tree.norm(grads)
@@ -75,21 +81,30 @@ def make_train_step(
         new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
         measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}
-        return {"step": state["step"] + 1, **kept}, measures
+        new_state = {"step": state["step"] + 1, **kept}
+        return jax.lax.with_sharding_constraint(
+            (new_state, measures), (sharding.split(new_state, mesh), sharding.whole(mesh))
+        )
 
     return jax.jit(step, donate_argnums=0)
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, loss: Loss
+    graphdef: nnx.GraphDef, loss: Loss, mesh: Mesh
 ) -> Callable[[trees.Params, trees.Params, Mapping[str, Any], jax.Array], Measures]:
     """The jitted evaluation step: (params, frozen, batch, key) → measures, without dropout."""
 
     @jax.jit
     def step(params, frozen, batch, key):
-        return loss(trees.merge(graphdef, {**frozen, **params}), batch, key)[1]
+        measures = loss(trees.merge(graphdef, _gathered({**frozen, **params}, mesh)), batch, key)[1]
+        return jax.lax.with_sharding_constraint(measures, sharding.whole(mesh))
 
     return step
+
+
+def _gathered(params: trees.Params, mesh: Mesh) -> trees.Params:
+    """The leaves whole on every device, leaf by leaf where they are used; gradients go the other way."""
+    return jax.lax.with_sharding_constraint(params, sharding.whole(mesh))
 
 
 def means(measures: Iterable[Measures]) -> dict[str, float]:
@@ -106,14 +121,27 @@ def evaluate(
     eval_step: Callable, state: State, frozen: trees.Params, batches: Iterable, key: jax.Array
 ) -> dict[str, float]:
     """Mean measures over all batches; the same key gives the same draws at every pass."""
-    return means([eval_step(state["params"], frozen, jax.device_put(batch), key) for batch in batches])
+    return means([eval_step(state["params"], frozen, batch, key) for batch in batches])
 
 
-def micro_batched(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> Iterator[Mapping[str, jax.Array]]:
-    """Puts batches on the device as (micro-batches, examples, …), one ahead of the step that computes."""
+def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Mapping[str, jax.Array]]:
+    """Every process's part of each batch, (examples, …), as one array over the mesh."""
+    where = sharding.over_examples(mesh)
+    for batch in batches:
+        yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), dict(batch))
+
+
+def micro_batched(
+    batches: Iterator[Mapping[str, np.ndarray]], count: int, mesh: Mesh
+) -> Iterator[Mapping[str, jax.Array]]:
+    """As `on_devices`, as (micro-batches, examples, …), one ahead of the step that computes."""
+    where = sharding.over_examples(mesh, axis=1)
 
     def put(batch):
-        return jax.device_put({k: v.reshape(count, -1, *v.shape[1:]) for k, v in batch.items()})
+        return {
+            k: jax.make_array_from_process_local_data(where, v.reshape(count, -1, *v.shape[1:]))
+            for k, v in batch.items()
+        }
 
     ahead = put(next(batches))
     for batch in batches:

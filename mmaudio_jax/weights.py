@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 import mmaudio_jax
-from mmaudio_jax import trees
+from mmaudio_jax import sharding, trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
 
@@ -150,7 +151,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
-def load(directory: Path, network: str, dtype=jnp.float32) -> Weights:
+def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = None) -> Weights:
     """Reads a weights folder.
 
     Args:
@@ -158,6 +159,7 @@ def load(directory: Path, network: str, dtype=jnp.float32) -> Weights:
         network: what it must hold, a key of `NETWORKS`.
         dtype: compute dtype to be; with bfloat16 the leaves that are computed in it are stored in it too. Whoever
             trains or adapts weights needs float32.
+        mesh: where the leaves are to lie, by `sharding.split`; None: on the first local device.
 
     Raises:
         UserError: it is not there (names the command that makes it), holds another network or is damaged.
@@ -172,9 +174,10 @@ def load(directory: Path, network: str, dtype=jnp.float32) -> Weights:
     if found in STAND_INS:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
     config = config_class(found)(**_tuples(metadata["config"]))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     storage = _storage(found, config, dtype)
-    target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in storage.items()}
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    where = sharding.split(storage, mesh) if mesh else dict.fromkeys(storage, one_device)
+    target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in storage.items()}
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             params = checkpointer.restore(

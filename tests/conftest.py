@@ -10,16 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from random_networks import WIDTH, save_random_weights
 
 from convert.conversion import convert
-from mmaudio_jax import weights
+from mmaudio_jax import sharding, weights
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 
 HERE = Path(__file__).parent / "golden"
+jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; the others use the first
 
 
 def relative_error(a, b) -> float:
@@ -73,6 +75,12 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory) -> Golden:
     return Golden(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def one_device() -> Mesh:
+    """The mesh of the first device."""
+    return sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1), jax.devices()[:1])
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,11 @@ ROOT = Path(__file__).parent.parent
 SMALL = {"batch_size": 2, "num_steps": 6, "eval_every": 2, "log_every": 2}  # workers, accumulation: as shipped
 
 
+def train(config, workdir, dry_run=False):
+    """A run on one device."""
+    experiment.run(config, workdir, dry_run, devices=jax.devices()[:1])
+
+
 @pytest.fixture(scope="module")
 def small_config(small_weights, small_features):
     """The shipped config, made small."""
@@ -46,7 +51,7 @@ def finished(small_config, tmp_path_factory):
     logger = logging.getLogger("jax._src.interpreters.pxla")
     logger.addHandler(handler)
     with jax.log_compiles():
-        experiment.run(small_config, workdir, dry_run=False)
+        train(small_config, workdir)
     logger.removeHandler(handler)
     return workdir, messages
 
@@ -134,13 +139,13 @@ def test_killed_and_started_again_ends_in_the_same_bits(small_config, finished, 
 
 def test_a_finished_run_started_again_changes_nothing(small_config, finished, capsys):
     before = (finished[0] / "metrics.jsonl").read_text()
-    experiment.run(small_config, finished[0], dry_run=False)
+    train(small_config, finished[0])
     assert "going on from step 6" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
 
 def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, capsys):
-    experiment.run(small_config, tmp_path / "run", dry_run=True)
+    train(small_config, tmp_path / "run", dry_run=True)
     out = capsys.readouterr().out
     assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +7 +7,168", out) and "8 examples a step for 6 steps" in out
     assert not (tmp_path / "run").exists()
@@ -150,7 +155,7 @@ def test_a_damaged_or_foreign_checkpoint_is_named(small_config, finished, tmp_pa
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "run")
     with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
-        experiment.run(small_config, tmp_path / "run", dry_run=False)
+        train(small_config, tmp_path / "run")
     with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
         checkpoint.load_adapter(tmp_path / "run")
 
@@ -168,7 +173,7 @@ def test_a_damaged_example_stops_the_run_before_it_writes_anything(small_config,
     records.write_bytes(content)
     damaged = dataclasses.replace(small_config, data=str(tmp_path / "set"))
     with pytest.raises(UserError, match=r"is damaged at row"):
-        experiment.run(damaged, tmp_path / "run", dry_run=False)
+        train(damaged, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -179,13 +184,13 @@ def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, 
     with pytest.raises(
         UserError, match=r"holds another run: its config.optimizer.learning_rate is 0.0001, now it is 0.001"
     ):
-        experiment.run(changed, finished[0], dry_run=False)
+        train(changed, finished[0])
 
 
 def test_weights_that_are_not_there_name_the_command(small_config, tmp_path):
     missing = dataclasses.replace(small_config, weights=str(tmp_path))
     with pytest.raises(UserError, match=r"there are no weights in .*small_16k; make them with `python -m convert"):
-        experiment.run(missing, tmp_path / "run", dry_run=False)
+        train(missing, tmp_path / "run")
 
 
 def test_features_of_another_model_are_refused(small_config, tmp_path):
@@ -195,7 +200,7 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
             arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
             writer.append({"id": f"{i}", "caption": "x"}, arrays)
     with pytest.raises(UserError, match="has 40 latent channels, small_16k needs 20"):
-        experiment.run(dataclasses.replace(small_config, data=str(tmp_path / "set")), tmp_path / "run", dry_run=False)
+        train(dataclasses.replace(small_config, data=str(tmp_path / "set")), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

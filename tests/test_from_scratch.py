@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,11 @@ from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.features import Encoders
+
+
+def train(config, workdir, dry_run=False):
+    """A run on one device."""
+    experiment.run(config, workdir, dry_run, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatc
     values = demo_base.get_config().to_dict() | {"weights": str(places / "weights"), "data": str(places / "set")}
     values |= {"batch_size": 2, "num_steps": 2, "eval_every": 2, "validation_fraction": 0.3}
     train_config = config.from_mapping(experiment.TrainConfig, values)
-    experiment.run(train_config, tmp_path / "run", dry_run=False)
+    train(train_config, tmp_path / "run")
     trained = checkpoint.load_adapter(tmp_path / "run").params
     kept = {"latent_mean", "latent_std", "empty_string_feat"}
     assert set(drawn.params) - set(trained) == kept
@@ -89,7 +95,7 @@ def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatc
     assert np.abs(merged.params["final_layer.conv.kernel"]).max() > 0  # it began at zero
     again = dataclasses.replace(train_config, eval_every=1)
     with pytest.raises(UserError, match="its config.eval_every is 2, now it is 1"):
-        experiment.run(again, tmp_path / "run", dry_run=False)
+        train(again, tmp_path / "run")
     same = sampling.load_flow_network(drawn.directory, checkpoint.load_adapter(tmp_path / "run")).params
     assert weights.fingerprint(same) == merged.metadata["fingerprint"]
 

@@ -43,14 +43,15 @@ def batch(examples, repeats):
     return tiled | {name: np.ones(count, bool) for name in ("has_video", "has_text")} | {"position": np.arange(count)}
 
 
-def test_an_adapter_learns_clips_that_its_base_never_saw(examples):
+def test_an_adapter_learns_clips_that_its_base_never_saw(examples, one_device):
     base = weights.load(BASE, "mmaudio")
     network = nnx.eval_shape(lambda: MMAudio(base.config, rngs=trees.UNDRAWN))
     graphdef, leaves = trees.split(lora.insert(network, LORA, rngs=nnx.Rngs(1)))
     adapter, _ = trees.partition({**leaves, **base.params}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, STEPS)
-    state = training.initial_state(jax.tree.map(jnp.copy, adapter), optimizer)  # training gives its state away
-    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer)
+    copy = jax.tree.map(jnp.copy, adapter)  # training gives its state away
+    state = training.initial_state(copy, optimizer, one_device)
+    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, one_device)
     data = {name: array[None] for name, array in batch(examples, BATCH // CLIPS).items()}
     for k in range(STEPS):
         state, _ = step(state, base.params, data | {"position": data["position"] + k * BATCH}, jax.random.key(0))

@@ -54,7 +54,7 @@ def golden_loss(model, batch, key):
     }
 
 
-def test_twelve_steps_of_the_published_recipe(golden):
+def test_twelve_steps_of_the_published_recipe(golden, one_device):
     weights, expected = golden.weights("flow_tiny.pth"), golden.expected("train_tiny")
     params, frozen = trees.partition(weights.params, trees.trainable(MMAudio(PRESETS["tiny"], rngs=nnx.Rngs(0))))
     names = json.loads(bytes(expected["first_grad_names"]).rstrip(b"\0 ").decode())
@@ -65,8 +65,8 @@ def test_twelve_steps_of_the_published_recipe(golden):
         return np.array([np.linalg.norm(published[name]) for name in names])
 
     optimizer, rate = optim.make_optimizer(RECIPE, 12), optim.learning_rate(RECIPE, 12)
-    state = training.initial_state(params, optimizer)
-    step = training.make_train_step(weights.graphdef(), golden_loss, optimizer)
+    state = training.initial_state(params, optimizer, one_device)
+    step = training.make_train_step(weights.graphdef(), golden_loss, optimizer, one_device)
     for k in range(12):
         state, measures = step(state, frozen, golden_batch(golden, k), jax.random.key(0))
         values = training.means([measures])
@@ -101,11 +101,11 @@ def toy_loss(model, batch, key):
 
 
 @pytest.fixture
-def toy():
+def toy(one_device):
     graphdef, params = trees.split(lora.insert(Toy(nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)))
     trained, frozen = trees.partition(params, trees.mask([lora.ADAPTER], params))
     optimizer = optim.make_optimizer(RECIPE, 100)
-    return graphdef, training.initial_state(trained, optimizer), frozen, optimizer
+    return graphdef, training.initial_state(trained, optimizer, one_device), frozen, optimizer
 
 
 def toy_batch(seed, shape=(1, 8)):
@@ -120,10 +120,10 @@ def test_optimizer_state_and_gradients_exist_for_trained_leaves_only(toy):
     assert sorted(s for s in shapes if s) == [(2, 2), (2, 2), (3, 2), (3, 2)]
 
 
-def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy):
+def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy, one_device):
     graphdef, state, frozen, optimizer = toy
     before = jax.tree.map(np.array, frozen)
-    step = training.make_train_step(graphdef, toy_loss, optimizer)
+    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
     old, losses = state, []
     for _ in range(30):
         state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
@@ -133,22 +133,24 @@ def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy):
     assert old["params"]["layer.lora_a"].is_deleted() and step._cache_size() == 1
 
 
-def test_accumulation_is_the_mean_over_micro_batches():
+def test_accumulation_is_the_mean_over_micro_batches(one_device):
     graphdef, params = trees.split(Toy(nnx.Rngs(0)))
     optimizer, batch = optax.sgd(1.0), toy_batch(1, (4, 2))
     joined = {k: v.reshape(1, 8, -1) for k, v in batch.items()}
-    step = training.make_train_step(graphdef, toy_loss, optimizer)
+    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
     one, two = (
-        step(training.initial_state(jax.tree.map(jnp.copy, params), optimizer), {}, b, jax.random.key(0))[0]["params"]
+        step(training.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device), {}, b, jax.random.key(0))[
+            0
+        ]["params"]
         for b in (batch, joined)
     )
     for path in one:
         assert np.allclose(one[path], two[path], atol=1e-6) and not np.allclose(one[path], params[path], atol=1e-3)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy):
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy, one_device):
     graphdef, state, frozen, optimizer = toy
-    step = training.make_train_step(graphdef, toy_loss, optimizer)
+    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
     before = jax.tree.map(np.array, state)
     batch = toy_batch(0)
     batch["x"][0, 0, 0] = np.inf
