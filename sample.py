@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mmaudio_jax import errors, numerics
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sequence import ROUNDING, SYNC_FPS, lengths
+from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION, ROUNDING, SYNC_FPS, lengths
 
+MAX_GUIDANCE = 100.0
 MAX_PROMPT_NAME = 60  # characters of a prompt that become a file name
 
 
@@ -34,10 +35,12 @@ class Request:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add = parser.add_argument
     add("--weights", type=Path, default=Path("weights"), help="folder of converted weights")
-    add("--model", default="small_16k", help="flow network in that folder")
+    add("--model", default="small_16k", help="flow network in that folder, e.g. large_44k_v2")
     add("--adapter", type=Path, help="workdir of a training run")
     add("--video", type=Path, action="append", default=[], help="a video; may be given several times")
     add("--clips", type=Path, help="clips.tsv: a sound for each of its rows, the caption being the prompt")
@@ -58,11 +61,17 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("steps", "batch_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed is {args.seed}; it must lie in [0, 2³¹)")
+    if not 0 <= args.cfg_strength <= MAX_GUIDANCE:
+        raise UserError(f"--cfg_strength is {args.cfg_strength:g}; it must lie in [0, {MAX_GUIDANCE:g}]")
+    if not MIN_DURATION <= args.duration <= MAX_DURATION:
+        raise UserError(f"--duration is {args.duration:g}; it must lie in [{MIN_DURATION}, {MAX_DURATION:g}] seconds")
     if args.clips and (args.video or args.prompt):
         raise UserError("--clips brings its own videos and captions; leave --video and --prompt out")
     if bool(args.clips) != bool(args.root):
         raise UserError("--clips and --root go together")
-    if not (args.clips or args.video or args.prompt):
+    if not (args.clips or args.video or args.prompt.strip()):
         raise UserError("there is nothing to make sound for: give --video, --prompt or --clips")
     return args
 
@@ -110,7 +119,7 @@ def fitted(request: Request) -> Request:
     if not info.has_video:
         raise UserError(f"{request.video} has no video stream")
     duration = capped(info.video_duration - request.start, request.duration)
-    if duration < request.duration:
+    if MIN_DURATION <= duration < request.duration:
         print(
             f"warning: {request.video} has {duration:.2f} s, not {request.duration:g} s; its sound is as short",
             file=sys.stderr,
@@ -157,7 +166,23 @@ def main() -> int:
         [request.video for request in asked if request.video],
         args.overwrite,
     )
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file; --out must name a folder")
+
+    failed: list[str] = []
+
+    def attempt(request: Request, function):
+        try:
+            return function(request)
+        except (UserError, OSError) as error:
+            failed.append(request.name)
+            known = "" if request.name in str(error) else f"{request.name}: "
+            print(f"error: {known}{error}", file=sys.stderr)
+            return None
+
+    usable = [request for request in (attempt(r, fitted) for r in asked) if request]
+    if not usable:
+        return 1
 
     import tqdm
 
@@ -172,15 +197,7 @@ def main() -> int:
         dtype=numerics.compute_dtype(args.dtype),
         precision=args.matmul_precision,
     )
-    failed: list[str] = []
-
-    def attempt(request: Request, function):
-        try:
-            return function(request)
-        except (UserError, OSError) as error:
-            failed.append(request.name)
-            print(f"error: {request.name}: {error}", file=sys.stderr)
-            return None
+    args.out.mkdir(parents=True, exist_ok=True)
 
     def features(request: Request) -> sampling.Features:
         lengths(request.duration, pipeline.mode)
@@ -194,8 +211,8 @@ def main() -> int:
         if request.video:
             media.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
 
-    usable = [request for request in (attempt(r, fitted) for r in asked) if request]
-    with tqdm.tqdm(total=len(usable), unit=" samples", disable=None if usable else True) as bar:
+    interval = 0.1 if sys.stderr.isatty() else 60.0
+    with tqdm.tqdm(total=len(usable), unit=" samples", mininterval=interval) as bar:
         for batch in batches(usable, args.batch_size):
             encoded = [(request, found) for request in batch if (found := attempt(request, features))]
             if encoded:

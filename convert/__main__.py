@@ -41,10 +41,13 @@ def main() -> int:
 
 def _describe(path: Path, report: Report) -> str:
     """What was found in a file and made of it."""
-    if report.published_as is None:
-        origin = "not byte for byte one of the published files whose MD5 is known"
-    else:
+    file = released.BY_FOLDER.get(report.directory.name)
+    if report.published_as:
         origin = f"byte for byte the published {report.published_as}"
+    elif file and file.md5 is None:
+        origin = "there is no published MD5 to compare with"
+    else:
+        origin = "not byte for byte a published file"
     lines = [
         f"{path}: {report.directory.name} ({report.network}), {report.tensors} tensors; {origin}",
         *(f"  ignored {_some(names)}: {why}" for why, names in report.ignored.items()),

@@ -197,7 +197,9 @@ def _from_folder(file: released.File, folder: Path) -> Path:
     if not found:
         raise UserError(f"{folder} has no {file.name}")
     if file.md5 and (md5 := _md5(found[0])) != file.md5:
-        raise UserError(f"{found[0]} has MD5 {md5}, the published file has {file.md5}: it is another file, or damaged")
+        raise UserError(
+            f"{found[0]} has MD5 {md5}, the published file has {file.md5}: another file, or damaged; bring it anew"
+        )
     return found[0]
 
 
@@ -265,7 +267,8 @@ def main() -> None:
         return
     unknown = [model for model in args.models if model not in choices]
     if unknown or not args.models:
-        raise UserError(f"{unknown[0] if unknown else 'nothing'} is no model; there are {', '.join(choices)}")
+        what = f"{unknown[0]} is no model" if unknown else "no model is named"
+        raise UserError(f"{what}; there are {', '.join(choices)}")
     jax.config.update("jax_platforms", "cpu")  # nothing here is worth an accelerator's memory
     models = list(released.MODELS) if "all" in args.models else args.models
     if not fetch(models, args.out, source=args.source, keep=args.keep):

@@ -56,7 +56,7 @@ def verify(root: Path) -> Iterator[tuple[str, Finding]]:
     """
     folders = sorted(path.parent for path in root.glob("*/metadata.json"))
     if not folders:
-        raise UserError(f"there are no weights in {root}; make them with `python -m convert FILE --out {root}`")
+        raise UserError(f"there are no weights in {root}; bring them with `python -m convert.fetch MODEL --out {root}`")
     for directory in folders:
         findings = []
         try:

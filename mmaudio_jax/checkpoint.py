@@ -12,11 +12,18 @@ from mmaudio_jax import trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.training import State
 
+ADVICE = {  # where the value cannot be given
+    "data.ids_sha256": "--config.data names a set of other clips than the run's: name the old one",
+    "config.num_steps": "a run's length is part of its schedule; to train on, merge it (python -m mmaudio_jax.merge) "
+    "and start from that",
+}
+REASON = 160  # characters of a library's message
+IMPORTED = 0  # step of an adapter that no run of this program trained
 FOLDER = "checkpoints"  # of a workdir
 KEEP = 3  # the newest checkpoints that are kept
-# what a resumed run may have otherwise: how it is shown and read, and where the same base lies
+# what a resumed run may have otherwise: how it is shown, read and shared out, and where the same base lies
 MAY_CHANGE = (
-    *("config.log_every", "config.workers", "config.weights", "config.data"),
+    *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
     *("base.path", "mmaudio_jax_version"),
 )
 
@@ -28,17 +35,20 @@ class RunCheckpoints:
         workdir: the run's folder.
         run: what the run is, JSON values: `config`, `base` and `data` (what they are, and where), version. It is
             stored with every checkpoint; opening a folder that holds another run's is an error.
+        read_only: looks at what is there, and makes nothing.
 
     Raises:
         UserError: the folder belongs to another run (names the first key that differs).
     """
 
-    def __init__(self, workdir: Path, run: Mapping[str, Any]):
+    def __init__(self, workdir: Path, run: Mapping[str, Any], read_only: bool = False):
         self._run = dict(run)
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
+        options = ocp.CheckpointManagerOptions(max_to_keep=None if read_only else KEEP, read_only=read_only)
         self._manager = _open(workdir, options)
         self.latest_step: int | None = self._manager.latest_step()
         if self.latest_step is not None:
+            if self.latest_step == IMPORTED:
+                raise UserError(f"{workdir} is an imported adapter, not a run; choose another --workdir")
             stored = _read_run(self._manager, self.latest_step)
             _check_same("", stored, self._run, workdir)
 
@@ -85,12 +95,13 @@ def load_adapter(workdir: Path) -> Adapter:
         UserError: the folder holds no checkpoint.
     """
     if not (workdir / FOLDER).is_dir():
-        raise UserError(f"{workdir} is no training run: there is no folder {FOLDER} in it")
+        there = f"there is no folder {FOLDER} in it" if workdir.exists() else "it does not exist"
+        raise UserError(f"{workdir} is no training run: {there}")
     with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
-        stored = manager.item_metadata(step)["state"].tree["params"]
+        stored = _stored_params(manager, step)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in stored.items()}
         params = _restore_tree(manager, step, {"params": target}, partial_restore=True)["params"]
@@ -105,17 +116,30 @@ def _open(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpoin
 def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
     try:
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{manager.directory / str(step)} is damaged or no checkpoint of this program ({reason}); "
-            "remove that folder to go on from the one before, or choose another --workdir"
-        ) from None
+    except Exception as error:
+        raise _damaged(manager, step, error) from None
+
+
+def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
+    """What a checkpoint that cannot be read is reported as; Orbax and TensorStore have many exceptions for it."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:REASON]
+    return UserError(
+        f"{manager.directory / str(step)} is damaged or no checkpoint of this program ({reason}); "
+        "remove that folder to go on from the one before, or choose another --workdir"
+    )
 
 
 def _restore_tree(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     return _restore(manager, step, "state", ocp.args.PyTreeRestore(item=target, restore_args=restore_args, **options))
+
+
+def _stored_params(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
+    """Shape and dtype of each trained leaf, as the checkpoint tells."""
+    try:
+        return manager.item_metadata(step)["state"].tree["params"]
+    except Exception as error:
+        raise _damaged(manager, step, error) from None
 
 
 def _read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -131,5 +155,5 @@ def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:
     ):
         raise UserError(
             f"{workdir} holds another run: its {name} is {stored!r}, now it is {asked!r}; "
-            "give the old value to go on with it, or another --workdir"
+            f"{ADVICE.get(name, 'give the old value to go on with it')}, or choose another --workdir"
         )

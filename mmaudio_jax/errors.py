@@ -1,10 +1,13 @@
 """How a user's mistake reaches the user: one sentence, exit code 1, no stack trace."""
 
 import functools
+import re
 import sys
 from collections.abc import Callable
 
 from absl import logging
+
+FULL = "No space left on device"
 
 
 class UserError(Exception):
@@ -16,18 +19,30 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
-        logging.set_verbosity(logging.ERROR)  # Orbax narrates every save and restore
+        logging.set_verbosity(logging.FATAL)  # Orbax narrates every save and restore; what fails is said below
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # a console of few characters must not end a run
         try:
             code = function(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = 1
-        except OSError as error:  # a folder that cannot be written, a full disk
-            print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        except OSError as error:  # a folder that cannot be written
+            print(f"error: {_asked(error.filename)}: {error.strerror or error}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             code = 130
+        except Exception as error:  # libraries of files have exceptions of their own for it
+            if FULL not in str(error):
+                raise
+            print(f"error: {FULL}; make room and start again", file=sys.stderr)
+            code = 1
         sys.exit(code or 0)
 
     return run
+
+
+def _asked(path: str | None) -> str:
+    """The path that the user knows, of a temporary one beside it."""
+    return re.sub(r"\.([^/]+)\.tmp-\d+", r"\1", str(path)) if path else "input or output"

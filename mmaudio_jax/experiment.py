@@ -10,12 +10,12 @@ import jax
 from flax import nnx
 
 import mmaudio_jax
-from mmaudio_jax import lora, numerics, objective, optim, sharding, training, trees, weights
+from mmaudio_jax import distributed, lora, numerics, objective, optim, sharding, training, trees, weights
 from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
-from mmaudio_jax.metrics import Clock, MetricWriter
+from mmaudio_jax.metrics import Clock, MetricWriter, NoWriter
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
 
 
@@ -95,6 +95,17 @@ def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) 
             )
 
 
+def check_encoders(features: records.FeatureSet, folder: Path) -> None:
+    """Raises a UserError if an encoder in the weights folder is not the one that the feature set was made with."""
+    for name, fingerprint in features.metadata.encoders.items():
+        there = folder / name
+        if there.exists() and weights.read_metadata(there)["fingerprint"] != fingerprint:
+            raise UserError(
+                f"{features.path} was made with another {name} than {there}, which would be heard with it: "
+                "extract the features again"
+            )
+
+
 def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax.Device] | None = None) -> None:
     """Trains, or goes on training, in `workdir`, on these devices or on all.
 
@@ -107,21 +118,23 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     base = weights.load(Path(config.weights) / config.model, "mmaudio", mesh=mesh)
     features = records.open_features(config.data)
     check_fits(features, base.config, config.model)
+    check_encoders(features, Path(config.weights))
     train_rows, validation_rows = dataset.split_by_source(features, config.validation_fraction, config.seed)
 
     dtype = numerics.compute_dtype(config.compute_dtype)
-    lora_key, run_key = jax.random.split(jax.random.key(config.seed))
+    draw_keys = jax.jit(lambda: jax.random.split(jax.random.key(config.seed)), out_shardings=sharding.whole(mesh))
+    lora_key, run_key = draw_keys()
 
     network = nnx.eval_shape(
         lambda: MMAudio(base.config, rngs=trees.UNDRAWN, dtype=dtype, precision=config.matmul_precision)
     )
     if config.lora:
         lora.insert(network, config.lora, rngs=nnx.Rngs(lora_key))
-        print(lora.table(network, config.lora))
+        distributed.say(lora.table(network, config.lora))
     graphdef, leaves = trees.split(network)
     mask = trees.mask([lora.ADAPTER], leaves) if config.lora else trees.trainable(network)
     trained, frozen = trees.partition({**leaves, **base.params}, mask)
-    print(
+    distributed.say(
         f"{config.model}: {trees.count(trained):,} parameters are trained{' (the adapter)' if config.lora else ''}, "
         f"{trees.count(frozen):,} are frozen\n"
         f"{config.data}: {len(train_rows)} examples train, {len(validation_rows)} validate, "
@@ -130,42 +143,44 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         f" ({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())})"
     )
     if config.num_steps <= config.optimizer.warmup_steps:
-        print(
+        distributed.say(
             f"warning: the run of {config.num_steps} steps ends within the warm-up of {config.optimizer.warmup_steps}; "
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
-    features.check()
+    process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    features.check(range(jax.process_index(), len(features), jax.process_count()))
+    identity = {
+        "config": dataclasses.asdict(config),
+        "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
+        "data": {
+            "mode": features.metadata.mode,
+            "duration": features.metadata.duration,
+            "ids_sha256": hashlib.sha256("\n".join(features.ids).encode()).hexdigest(),
+            "encoders": features.metadata.encoders,
+        },
+        "mmaudio_jax_version": mmaudio_jax.__version__,
+    }
+    checkpoints = RunCheckpoints(workdir, identity, read_only=dry_run)
+    if checkpoints.latest_step is not None:
+        done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
+        distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
     if dry_run:
         return
 
     optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
     state = training.initial_state(trained, optimizer, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = RunCheckpoints(
-        workdir,
-        {
-            "config": dataclasses.asdict(config),
-            "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
-            "data": {
-                "mode": features.metadata.mode,
-                "duration": features.metadata.duration,
-                "ids_sha256": hashlib.sha256("\n".join(features.ids).encode()).hexdigest(),
-            },
-            "mmaudio_jax_version": mmaudio_jax.__version__,
-        },
-    )
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
-        print(f"going on from step {checkpoints.latest_step} of {workdir}")
-    process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     start, global_batch = int(state["step"]), config.batch_size * config.accumulation
-    with atomic_file(workdir / "config.json") as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    if distributed.is_main():
+        with atomic_file(workdir / "config.json") as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
     schedule = optim.learning_rate(config.optimizer, config.num_steps)
-    writer = MetricWriter(workdir, start, config.num_steps)
+    writer = MetricWriter(workdir, start, config.num_steps) if distributed.is_main() else NoWriter()
     clock = Clock(start)
-    print("the first step is compiled first, which can take a minute")
+    if start < config.num_steps:
+        distributed.say("the first step is compiled first, which can take a minute")
 
     def log(step: int, values: dict[str, float]) -> None:
         if "train/loss" in values:
@@ -191,9 +206,9 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     stream = dataset.training_batches(
         features,
         train_rows,
-        batch_size=global_batch,
+        batch_size=config.batch_size,
         seed=config.seed,
-        start_step=start,
+        start=start * config.accumulation,
         workers=config.workers,
         **process,
     )
@@ -217,7 +232,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         stream.close()
         checkpoints.close()
         writer.close()
-    print(
+    distributed.say(
         f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "
         f"`python sample.py --weights {config.weights} --model {config.model} --adapter {workdir} "
         "--video VIDEO --prompt WORDS`"

@@ -8,6 +8,7 @@ import argparse
 import collections
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,9 +31,12 @@ from mmaudio_jax.models.synchformer import Synchformer
 from mmaudio_jax.models.vae import VAE
 from mmaudio_jax.sequence import MODES, ROUNDING, SYNC_SEGMENT, SYNC_STRIDE, lengths, sync_segments
 
-# what goes through a network at once, powers of two: enough to fill a GPU, little enough for a laptop's memory
+# what goes through a network at once, powers of two: enough to fill a GPU; a CPU is as fast with a quarter of it, and
+# sooner comes to where it can be stopped
 FRAMES, SEGMENTS, CAPTIONS, SOUNDS = 16, 8, 16, 8
+CPU_SHARE = 4
 
+LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
 READERS = min(4, os.cpu_count() or 1)  # threads that decode ahead
 
 
@@ -76,12 +80,17 @@ class Network(NamedTuple):
 
     def __call__(self, encode: Callable, items: np.ndarray, chunk: int) -> np.ndarray:
         """`encode` of every item, `chunk` at a time; a rest is filled up to a power of two, so few shapes occur."""
-        parts = []
+        if jax.default_backend() == "cpu":
+            chunk //= CPU_SHARE
+        done, ahead = [], None
         for start in range(0, len(items), chunk):
             part = items[start : start + chunk]
             filled = np.resize(part, (1 << (len(part) - 1).bit_length(), *part.shape[1:]))
-            parts.append((encode(self.graphdef, self.weights.params, filled), len(part)))
-        return np.concatenate([np.asarray(encoded)[:count] for encoded, count in parts])
+            encoded = encode(self.graphdef, self.weights.params, filled), len(part)
+            if ahead:  # wait for one chunk while the next computes
+                done.append(np.asarray(ahead[0])[: ahead[1]])
+            ahead = encoded
+        return np.concatenate([*done, np.asarray(ahead[0])[: ahead[1]]])
 
 
 class Encoders:
@@ -120,6 +129,11 @@ class Encoders:
                 )
             self._vaes[mode] = network
         return self._vaes[mode]
+
+    def check(self, mode: str) -> None:
+        """Raises a UserError if a network that the features of a mode need is not there; loads none."""
+        for name in ("clip", "synchformer", f"vae_{mode}"):
+            weights.read_metadata(self._root / name)
 
     def _load(self, name: str, network: str, dtype) -> Network:
         loaded = weights.load(self._root / name, network, dtype)
@@ -179,7 +193,7 @@ def read_media(clip: Clip, mode: str, duration: float) -> Media:
 
     there = clip.end_time - clip.start_time
     if there < duration - ROUNDING:
-        raise UserError(f"the clip lasts {there:g} s, {duration:g} s are needed")
+        raise UserError(f"the clip lasts {there:g} s, {duration:g} s are needed; --duration makes all clips shorter")
     rate, samples = MODES[mode].sample_rate, lengths(duration, MODES[mode]).samples
     audio = media.read_audio(clip.video, clip.start_time, duration, rate, samples)
     return Media(audio, *media.read_frames(clip.video, clip.start_time, duration))
@@ -228,11 +242,14 @@ def extract(
 
     failed: list[dict[str, str]] = []
     out = Path(out)
+    encoders.check(mode)
+    encoders.vae(mode)  # the one that may be another mode's, before the large ones
     shapes, fingerprints = encoders.shapes(mode, duration), encoders.fingerprints(mode)
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
     bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
     with (
         FeatureWriter(out, mode, duration, shapes, fingerprints) as writer,
-        tqdm.tqdm(total=len(clips), unit=" clips", bar_format=bar_format, disable=None) as bar,
+        tqdm.tqdm(total=len(clips), unit=" clips", bar_format=bar_format, mininterval=interval) as bar,
     ):
 
         def fail(clip: Clip, error: Exception) -> None:
@@ -278,7 +295,7 @@ def extract(
             f"{len(failed)} of {len(clips)} clips could not be used; the reasons are in {out / 'failed.tsv'}, "
             f"and the other {len(clips) - len(failed)} are in {out}"
         )
-    print(f"{len(clips)} clips are in {out}")
+    print(f"{len(clips)} clip(s) are in {out}")
 
 
 def read_ahead(
@@ -300,14 +317,20 @@ def read_ahead(
 @errors.main
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m mmaudio_jax.features", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mmaudio_jax.features",
+        description=__doc__.split(":")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--clips", required=True, help="table with id, video_path, start_time, end_time, caption")
     parser.add_argument("--root", required=True, help="the folder that video_path starts from")
     parser.add_argument("--weights", required=True, help="the folder of converted weights")
     parser.add_argument("--out", required=True, help="the feature set to make")
     parser.add_argument("--mode", choices=list(MODES), default="16k", help="audio representation of the model")
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of each clip, from its start_time")
-    parser.add_argument("--batch_size", type=int, default=4, help="clips in memory at once (60 MB each at 8 s)")
+    batch_size = 1 if jax.default_backend() == "cpu" else 4
+    batch_help = "clips encoded at once, 60 MB each at 8 s"
+    parser.add_argument("--batch_size", type=int, default=batch_size, help=batch_help)
     dtype_help = "compute dtype of CLIP and Synchformer; auto: by the device (the VAE stays in float32)"
     parser.add_argument("--dtype", choices=numerics.DTYPES, default="auto", help=dtype_help)
     parser.add_argument("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")

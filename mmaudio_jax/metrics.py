@@ -25,6 +25,9 @@ CONSOLE = {  # tag: (label, format)
 }
 
 
+WIDTH = 6  # of a number on the console
+
+
 class Clock:
     """Steps a second of training alone: without compilation, validation and saving."""
 
@@ -80,7 +83,12 @@ class MetricWriter:
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
-        shown = [f"{label} {values[tag]:{form}}" for tag, (label, form) in CONSOLE.items() if tag in values]
+        part = next(iter(values)).partition("/")[0]  # a column without a value keeps its place
+        shown = [
+            f"{label} {f'{values[tag]:{form}}' if tag in values else '–':>{WIDTH}}"
+            for tag, (label, form) in CONSOLE.items()
+            if tag.startswith(part)
+        ]
         if values.get("train/skipped"):
             shown.append("NOT FINITE: step skipped")
         self._bar.write(f"step {step:>6}  " + "  ".join(shown))
@@ -96,6 +104,19 @@ class MetricWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+class NoWriter:
+    """Takes the place of a `MetricWriter` in all processes but the main one."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def progress(self, step: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _step(line: str) -> float:

@@ -36,8 +36,8 @@ def save_spectrogram(path: str | os.PathLike, audio: Float[np.ndarray, " l"], sa
     image.set_yticks([tick for tick in ticks if tick <= sample_rate / 2])
     image.yaxis.set_minor_locator(NullLocator())
     image.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
-    image.set(xlim=(0, seconds), ylim=(0, sample_rate / 2), xlabel="seconds", ylabel="Hz")
-    figure.colorbar(mesh, ax=image, label="dB", pad=0.01)
+    image.set(xlim=(0, seconds), ylim=(0, sample_rate / 2), xlabel="seconds", ylabel="Hz (log above 1 kHz)")
+    figure.colorbar(mesh, ax=image, label="dB below the loudest", pad=0.01)
     with atomic_file(path) as temporary:
         canvas.print_png(temporary)
 

@@ -11,6 +11,7 @@ SYNC_SEGMENT = 16  # frames a segment
 SYNC_STRIDE = 8  # frames from one segment to the next
 SYNC_FEATURES = 8  # features a segment
 MIN_DURATION = SYNC_SEGMENT / SYNC_FPS
+MAX_DURATION = 60.0  # seconds: the networks were trained on 8, and memory grows with the square
 ROUNDING = 1e-3  # seconds that times of tables and files may be off
 
 
@@ -49,10 +50,10 @@ def lengths(duration: float, mode: AudioMode) -> Lengths:
     The latent is rounded up to whole frames, so `samples` may exceed duration × rate (8 s at 44.1 kHz: 353,280).
 
     Raises:
-        UserError: the duration is below one sync segment (0.64 s).
+        UserError: the duration is below one sync segment (0.64 s), or above a minute.
     """
-    if not duration >= MIN_DURATION or math.isinf(duration):
-        raise UserError(f"a duration of {duration:g} s is not possible: the least is {MIN_DURATION} s")
+    if not MIN_DURATION <= duration <= MAX_DURATION:
+        raise UserError(f"a duration of {duration:g} s is not possible: from {MIN_DURATION} to {MAX_DURATION:g} s are")
     sync_frames = int(SYNC_FPS * duration)
     latent = math.ceil(duration * mode.sample_rate / mode.hop / VAE_FACTOR)
     return Lengths(

@@ -84,5 +84,11 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-    """The same values, on the devices that `split` says."""
-    return jax.device_put(tree, split(tree, mesh))
+    """The same values, on the devices that `split` says; every process must have them all, or have them there."""
+
+    def put(leaf, where):
+        return (
+            leaf if isinstance(leaf, jax.Array) and leaf.sharding == where else jax.device_put(np.asarray(leaf), where)
+        )
+
+    return jax.tree.map(put, tree, split(tree, mesh))

@@ -134,18 +134,17 @@ def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Itera
 def micro_batched(
     batches: Iterator[Mapping[str, np.ndarray]], count: int, mesh: Mesh
 ) -> Iterator[Mapping[str, jax.Array]]:
-    """As `on_devices`, as (micro-batches, examples, …), one ahead of the step that computes."""
+    """As `on_devices`, `count` batches as one of (micro-batches, examples, …), one ahead of the step that computes."""
     where = sharding.over_examples(mesh, axis=1)
 
-    def put(batch):
-        return {
-            k: jax.make_array_from_process_local_data(where, v.reshape(count, -1, *v.shape[1:]))
-            for k, v in batch.items()
-        }
+    def put(group):
+        joined = jax.tree.map(lambda *xs: np.stack(xs), *map(dict, group))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), joined)
 
-    ahead = put(next(batches))
-    for batch in batches:
-        current, ahead = ahead, put(batch)
+    groups = zip(*[batches] * count, strict=False)
+    ahead = put(next(groups))
+    for group in groups:
+        current, ahead = ahead, put(group)
         yield current
 
 

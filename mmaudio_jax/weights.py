@@ -138,9 +138,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((directory / "metadata.json").read_text())
     except FileNotFoundError:
-        raise UserError(
-            f"there are no weights in {directory}; make them with `python -m convert FILE --out {directory.parent}`"
-        ) from None
+        raise UserError(_missing(directory)) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{directory / 'metadata.json'} cannot be read ({error}); convert the weights again") from None
     version = metadata.get("schema_version") if isinstance(metadata, dict) else None
@@ -173,7 +171,10 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
         raise UserError(f"{directory} holds a {found} network where a {network} one is needed")
     if found in STAND_INS:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
-    config = config_class(found)(**_tuples(metadata["config"]))
+    try:
+        config = config_class(found)(**_tuples(metadata["config"]))
+    except TypeError as error:
+        raise UserError(f"{directory / 'metadata.json'} is damaged ({error}); convert the weights again") from None
     storage = _storage(found, config, dtype)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = sharding.split(storage, mesh) if mesh else dict.fromkeys(storage, one_device)
@@ -185,8 +186,8 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
                 item=target,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(target),
             )
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # Orbax and TensorStore have many for a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
     return Weights(directory, found, config, params, metadata)
 
@@ -197,6 +198,17 @@ def _storage(network: str, config: Any, dtype) -> dict[str, jax.ShapeDtypeStruct
     module = nnx.eval_shape(lambda: cls(config, rngs=trees.UNDRAWN, dtype=dtype))
     dtypes = trees.compute_dtypes(module)
     return {k: jax.ShapeDtypeStruct(v.shape, dtypes[k]) for k, v in trees.split(module)[1].items()}
+
+
+def _missing(directory: Path) -> str:
+    """That there are no weights, what there is instead, and how to make them."""
+    there = sorted(path.parent.name for path in directory.parent.glob("*/metadata.json"))
+    return (
+        f"there are no weights in {directory}"
+        + (f" ({directory.parent} has {', '.join(there)})" if there else "")
+        + f"; bring them with `python -m convert.fetch MODEL --out {directory.parent}`, or make them of a file with "
+        f"`python -m convert FILE --out {directory.parent}`"
+    )
 
 
 def _tuples(value: Any) -> Any:

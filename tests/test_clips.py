@@ -94,6 +94,13 @@ def test_a_bad_table_is_one_sentence(clips, tmp_path):
         read_clips(tmp_path / "clips.tsv", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("caption", ['"unclosed', '"Boom" he said'])
+def test_a_stray_quote_swallows_no_row(tmp_path, caption):
+    (tmp_path / "clips.tsv").write_text(f"id\tcaption\na\tfine\nb\t{caption}\nc\tfine\n")
+    with pytest.raises(UserError, match=r"clips.tsv row \d: .*a value that begins with a quote is put in quotes"):
+        read_table(tmp_path / "clips.tsv")
+
+
 def test_a_table_survives_tabs_quotes_and_line_breaks(tmp_path):
     rows = [{"id": "a", "caption": 'he says\t"no"\nand leaves'}, {"id": "b", "other": "ü"}]
     write_table(tmp_path / "t.tsv", rows)

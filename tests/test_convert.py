@@ -285,7 +285,7 @@ def test_command_converts_each_file_whole_or_not_at_all(golden, tmp_path):
     result = run(broken, source, "--out", out)
     assert result.returncode == 1
     assert f"error: {broken} is truncated or damaged" in result.stderr and "Traceback" not in result.stderr
-    assert "tiny (mmaudio), 108 tensors; not byte for byte" in result.stdout
+    assert "tiny (mmaudio), 108 tensors; not byte for byte a published file" in result.stdout
     assert "2,276,476 elements" in result.stdout and "CC-BY-NC 4.0" in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ["tiny"]
     metadata = json.loads((out / "tiny" / "metadata.json").read_text())

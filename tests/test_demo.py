@@ -82,7 +82,7 @@ def test_a_stand_in_says_so_and_takes_no_other_s_place(demo_weights, capsys, tmp
     with pytest.raises(UserError, match="holds a glance network where a synchformer one is needed"):
         weights.load(demo_weights / "clip", "synchformer")
     (tmp_path / "synchformer").symlink_to(demo_weights / "synchformer")
-    with pytest.raises(UserError, match="there are no weights in .*clip; make them with"):
+    with pytest.raises(UserError, match="there are no weights in .*clip .*; bring them with"):
         Encoders(tmp_path).clip  # noqa: B018 - one that is missing is never made up
     weights.save(tmp_path / "clip", "motion_energy", FOLDERS["synchformer"][1], loaded.params)
     with pytest.raises(UserError, match="clip is not the demo's; choose another folder"):

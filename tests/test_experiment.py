@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs import lora_16k
 from mmaudio_jax import checkpoint, config, experiment, weights
+from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import RECORDS, FeatureWriter
 from mmaudio_jax.errors import UserError
@@ -140,7 +141,7 @@ def test_killed_and_started_again_ends_in_the_same_bits(small_config, finished, 
 def test_a_finished_run_started_again_changes_nothing(small_config, finished, capsys):
     before = (finished[0] / "metrics.jsonl").read_text()
     train(small_config, finished[0])
-    assert "going on from step 6" in capsys.readouterr().out
+    assert "has come to step 6 and so is finished" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
 
@@ -158,6 +159,37 @@ def test_a_damaged_or_foreign_checkpoint_is_named(small_config, finished, tmp_pa
         train(small_config, tmp_path / "run")
     with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
         checkpoint.load_adapter(tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "without"])
+def test_a_damaged_state_is_named_by_all_who_read_it(small_config, finished, tmp_path, damage):
+    shutil.copytree(finished[0], tmp_path / "run")
+    state = tmp_path / "run" / "checkpoints" / "6" / "state"
+    for file in state.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if damage == "half" else b"")
+    if damage == "without":
+        shutil.rmtree(state)
+    for read in (lambda: train(small_config, tmp_path / "run"), lambda: checkpoint.load_adapter(tmp_path / "run")):
+        with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+            read()
+
+
+def test_a_dry_run_looks_at_the_workdir(small_config, finished, capsys):
+    train(small_config, finished[0], dry_run=True)
+    assert "has come to step 6 and so is finished" in capsys.readouterr().out
+    longer = dataclasses.replace(small_config, num_steps=8)
+    with pytest.raises(UserError, match=r"its config.num_steps is 6, now it is 8; a run's length is part of its sched"):
+        train(longer, finished[0], dry_run=True)
+
+
+def test_features_of_another_encoder_are_refused(small_config, small_features, tmp_path):
+    features = records.open_features(small_features)
+    made = {"vae_16k": "of another"}
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes, made) as writer:
+        for i, row in enumerate(features.table.rows):
+            writer.append(row, features.read(i))
+    with pytest.raises(UserError, match="was made with another vae_16k than"):
+        train(dataclasses.replace(small_config, data=str(tmp_path / "set")), tmp_path / "run")
 
 
 def test_a_damaged_example_stops_the_run_before_it_writes_anything(small_config, tmp_path):
@@ -189,7 +221,7 @@ def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, 
 
 def test_weights_that_are_not_there_name_the_command(small_config, tmp_path):
     missing = dataclasses.replace(small_config, weights=str(tmp_path))
-    with pytest.raises(UserError, match=r"there are no weights in .*small_16k; make them with `python -m convert"):
+    with pytest.raises(UserError, match=r"there are no weights in .*small_16k.*; bring them with `python -m convert"):
         train(missing, tmp_path / "run")
 
 
@@ -206,7 +238,7 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.lora.rnk=3"], "no such config key: 'rnk' Did you mean \"rank\""),
+        (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.batch_size=x"], "flag --config.batch_size=x: invalid literal"),
     ],

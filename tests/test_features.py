@@ -194,12 +194,12 @@ def test_the_vae_of_another_mode_is_refused(weights, tmp_path):
 
 
 def test_chunks_change_nothing_and_few_shapes_are_compiled(encoders, monkeypatch):
-    captions = ["rain", "a dog barks twice", "", "wind", "steps"]
+    captions = ["rain", "a dog barks twice", ""]
     whole = encoders.encode_captions(captions)
     compiled = features.encode_tokens._cache_size()
-    assert np.array_equal(encoders.encode_captions(captions + captions[:3])[:5], whole)
+    assert np.array_equal(encoders.encode_captions([*captions, "wind"])[:3], whole)
     assert features.encode_tokens._cache_size() == compiled
-    monkeypatch.setattr(features, "CAPTIONS", 2)
+    monkeypatch.setattr(features, "CAPTIONS", 2 * features.CPU_SHARE)
     np.testing.assert_allclose(encoders.encode_captions(captions), whole, atol=1e-5)
 
 

@@ -195,7 +195,7 @@ def test_a_folder_of_files_is_a_source_and_stays(small_release, monkeypatch, cap
     assert (small_release / "flow_tiny.pth").exists() and (tmp_path / "w" / "tiny").is_dir()
     (small_release / "flow_tiny.pth").write_bytes(b"other")
     code, _, error = run(monkeypatch, capsys, "tiny", "--out", tmp_path / "v", "--source", small_release)
-    assert code == 1 and "it is another file, or damaged" in error and not list((tmp_path / "v").glob("[!.]*"))
+    assert code == 1 and "another file, or damaged; bring it anew" in error and not list((tmp_path / "v").glob("[!.]*"))
 
 
 def test_the_list_and_a_name_that_does_not_exist(monkeypatch, capsys, tmp_path):

@@ -137,16 +137,21 @@ def test_words_alone_make_sound(run, tmp_path):
     ("arguments", "message"),
     [
         ([], "there is nothing to make sound for"),
-        (["--prompt", "x", "--duration", "0.1"], "a duration of 0.1 s is not possible"),
+        (["--prompt", "x", "--duration", "0.1"], "--duration is 0.1; it must lie in [0.64, 60] seconds"),
+        (["--prompt", "x", "--duration", "nan"], "--duration is nan"),
+        (["--prompt", "x", "--duration", "1000"], "--duration is 1000"),
+        (["--prompt", "x", "--seed", "-1"], "--seed is -1; it must lie in [0, 2³¹)"),
+        (["--prompt", "x", "--cfg_strength", "nan"], "--cfg_strength is nan"),
+        (["--prompt", "  "], "there is nothing to make sound for"),
         (["--video", "nowhere.mp4"], "nowhere.mp4"),
         (["--prompt", "x", "--model", "large_44k"], "there are no weights in"),
         (["--prompt", "x", "--adapter", "nowhere"], "nowhere is no training run"),
         (["--prompt", "x", "--steps", "0"], "--steps is 0"),
     ],
 )
-def test_mistakes(run, arguments, message):
+def test_mistakes(run, arguments, message, tmp_path):
     code, error = run(*arguments)
-    assert code == 1 and message in error and "Traceback" not in error
+    assert code == 1 and message in error and "Traceback" not in error and not (tmp_path / "out").exists()
 
 
 def test_the_wrong_vae_is_refused(small_weights, tmp_path):

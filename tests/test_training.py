@@ -16,24 +16,24 @@ from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 RECIPE = optim.OptimizerConfig(1e-3, "constant", 5, 0.9, 0.95, 1e-8, 1e-6, 1.0)
 
 
-def golden_batch(golden, step):
-    """The batch of a step of train_tiny, with its draws, as one micro-batch."""
+def golden_batch(golden, step, count=4):
+    """The batch of a step of train_tiny, with its draws, as one micro-batch; four examples are the recorded ones."""
 
     def draw(name, shape):
         return golden.input(f"{step}.{name}", shape)
 
-    shape = (4, 250, 20)
+    shape = (count, 250, 20)
     batch = {
         "latent": draw("a_mean", shape) + 0.1 * np.abs(draw("a_std", shape)) * draw("a_noise", shape),
         "x0": draw("x0", shape),
-        "t": 1 / (1 + np.exp(-draw("t", (4,)))),
-        "drop_video": np.array([step % 2 == 0, False, False, step % 3 == 0]),
-        "drop_text": np.array([False, step % 2 == 1, step % 3 == 0, False]),
-        "clip_f": draw("clip", (4, 64, 1024)),
-        "sync_f": draw("sync", (4, 192, 768)),
-        "text_f": draw("text", (4, 77, 1024)),
-        "has_video": np.ones(4, bool),
-        "has_text": np.ones(4, bool),
+        "t": 1 / (1 + np.exp(-draw("t", (count,)))),
+        "drop_video": np.resize([step % 2 == 0, False, False, step % 3 == 0], count),
+        "drop_text": np.resize([False, step % 2 == 1, step % 3 == 0, False], count),
+        "clip_f": draw("clip", (count, 64, 1024)),
+        "sync_f": draw("sync", (count, 192, 768)),
+        "text_f": draw("text", (count, 77, 1024)),
+        "has_video": np.ones(count, bool),
+        "has_text": np.ones(count, bool),
     }
     return {name: value[None] for name, value in batch.items()}
 

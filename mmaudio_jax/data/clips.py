@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from mmaudio_jax.data.table import Row, read_table
 from mmaudio_jax.errors import UserError
 
+MAX_ID = 200  # bytes: file names have at most 255, and get suffixes
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
@@ -72,8 +74,13 @@ def _clip(row: Row, line: int, root: Path) -> Clip:
     if not video.is_relative_to(root):
         raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
     id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
-    if not id.strip() or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
-        raise ValueError(f"the id {id!r} cannot name a file; it must not be empty, start with a dot or hold / or \\")
+    if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
+        raise ValueError(
+            f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
+            "hold / or \\"
+        )
+    if len(id.encode()) > MAX_ID:
+        raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")
     start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
     if end <= start:
         raise ValueError(f"end_time {end:g} is not after start_time {start:g}")
@@ -89,5 +96,5 @@ def _seconds(row: Row, name: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(f"{name} {row[name]!r} is not a number of seconds")
+        raise ValueError(f"{name} {row[name]!r} is not a number of seconds from 0 on")
     return value

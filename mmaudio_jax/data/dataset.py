@@ -1,13 +1,14 @@
 """The Grain stream: shuffled by seed, sharded by process, its order a function of (seed, step) alone.
 
 The stream is one endless sequence of positions, each epoch of it a permutation drawn from the seed. The
-global batch of step s is positions [s·B, (s+1)·B); process p of P takes every P-th of them, from the p-th on.
-So a run that starts again at a step needs the step and nothing else, on any number of workers or processes.
+global batch k is positions [k·B, (k+1)·B); process p of P takes the p-th of P equal parts of it. So a run that starts
+again at a step needs the step and nothing else, on any number of workers or processes.
 """
 
 import atexit
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -51,13 +52,16 @@ def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[n
 
 
 class _Read:
-    """Reads the example of a row and says at which position of the stream it stands."""
+    """Reads the i-th example of one process's stream, and says at which position of the whole stream it stands."""
 
-    def __init__(self, features: FeatureSet):
-        self._features = features
+    def __init__(self, features: FeatureSet, rows: Sequence[int], local_size: int, index: int, count: int):
+        self._features, self._rows = features, rows
+        self._local_size, self._index, self._count = local_size, index, count
 
-    def __call__(self, position: int, row: np.integer) -> Example:
-        return self._features[int(row)] | {"position": np.int64(position)}
+    def __call__(self, i: int) -> Example:
+        batch, within = divmod(int(i), self._local_size)
+        position = (batch * self._count + self._index) * self._local_size + within
+        return self._features[int(self._rows[position])] | {"position": np.int64(position)}
 
 
 def training_batches(
@@ -66,19 +70,19 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    start_step: int = 0,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Endless batches for one process, the same whatever `workers`, `process_count` and `start_step` are.
+    """Endless batches for one process, the same whatever `workers`, `process_count` and `start` are.
 
     Args:
         features: the set.
         indices: the examples to train on.
         batch_size: of the global batch; each process gets `batch_size / process_count` of it.
         seed: of the order, 0 ≤ seed < 2³².
-        start_step: the step whose batch comes first.
+        start: the number of the batch that comes first.
         process_index, process_count: this process among all.
         workers: processes that read ahead; 0 reads in threads. Each starts as a fresh interpreter, so a
             script must keep its work under `if __name__ == "__main__"`.
@@ -96,8 +100,9 @@ def training_batches(
     if len(indices) == 0:
         raise UserError(f"there is no example of {features.path} to train on")
     local_size = _local_size(batch_size, process_count)
-    stream = grain.MapDataset.source(np.asarray(indices)).seed(seed).shuffle().repeat()
-    stream = stream.map_with_index(_Read(features))[start_step * batch_size + process_index :: process_count]
+    rows = grain.MapDataset.source(np.asarray(indices)).seed(seed).shuffle().repeat()
+    stream = grain.MapDataset.range(start * local_size, sys.maxsize)
+    stream = stream.map(_Read(features, rows, local_size, process_index, process_count))
     dataset = stream.to_iter_dataset(_read_options(local_size))
     if workers:
         _parse_flags()
@@ -129,9 +134,10 @@ def validation_batches(
     padded = -(-len(indices) // batch_size) * batch_size
     rows = np.resize(np.asarray(indices, np.int64), padded)
     weight = (np.arange(padded) < len(indices)).astype(np.float32)
-    stream = grain.MapDataset.source(rows).map_with_index(_Read(features))
+    stream = grain.MapDataset.range(padded // process_count)
+    stream = stream.map(_Read(features, rows, local_size, process_index, process_count))
     stream = stream.map(lambda example: example | {"weight": weight[example["position"]]})
-    return _iterate(stream[process_index::process_count].to_iter_dataset(_read_options(local_size)).batch(local_size))
+    return _iterate(stream.to_iter_dataset(_read_options(local_size)).batch(local_size))
 
 
 def _local_size(batch_size: int, process_count: int) -> int:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,14 +121,15 @@ class FeatureSet(abc.ABC):
         has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
         return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
 
-    def check(self) -> None:
-        """Reads every example once, so that a run need not stop for a damaged one in its middle.
+    def check(self, indices: Sequence[int] | None = None) -> None:
+        """Reads these examples, or all, once, so that a run need not stop for a damaged one in its middle.
 
         Raises:
             UserError: as of `__getitem__`, for the first damaged example.
         """
-        for index in tqdm.trange(
-            len(self), desc=f"checking {self.path}", unit=" examples", delay=2, leave=False, disable=None
+        indices = range(len(self)) if indices is None else indices
+        for index in tqdm.tqdm(
+            indices, desc=f"checking {self.path}", unit=" examples", delay=2, leave=False, disable=None
         ):
             self[index]
 

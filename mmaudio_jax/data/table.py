@@ -40,11 +40,16 @@ def read_table(path: str | os.PathLike) -> Table:
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
+            reader = csv.reader(file, delimiter="\t", strict=True)
             numbered = [(reader.line_num, values) for values in reader if values]
     except FileNotFoundError:
         raise UserError(f"there is no table {path}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise UserError(
+            f"{path} row {reader.line_num}: {error}; a value that begins with a quote is put in quotes, and quotes "
+            'within it are doubled: """Boom"" he said"'
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a tab-separated table in UTF-8 ({error})") from None
     if not numbered:
         raise UserError(f"{path} is empty; its first line must name the columns")

@@ -20,6 +20,7 @@ from mmaudio_jax.demo.world import BASE_MATERIALS, NEW_MATERIAL
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sampling import Pipeline
 
+MARK = ".demo"  # in a folder that the demo made, and may make anew
 BASE = Path(__file__).with_name("base")
 HELD_OUT, LESSONS = (32, 12), (96, 13)  # (scenes, seed): to listen to, and to train on
 # the new material, and enough of the old ones that they are not forgotten: most of the one that sounds nearest
@@ -50,6 +51,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of everything that the demo makes")
     out = parser.parse_args().out
     start = time.monotonic()
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise UserError(f"{out} holds other things than a demo's, which would be replaced; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the steps share a GPU, where there is one
     print(BEFORE)
     weights, lora = out / "weights", out / "run"

@@ -1,0 +1,62 @@
+"""Several processes as one run: `jax.distributed`, told by flags, by the environment, or by SLURM.
+
+Every process sees the devices of all; process 0 alone prints and writes logs.
+"""
+
+import os
+
+import jax
+
+from mmaudio_jax.errors import UserError
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LOST = 30  # seconds without a sign of a process until all end
+LAST = 45  # seconds that a process waits at its end for the others to come to theirs
+
+
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins the other processes of the run, if there are any; to be called before anything touches a device.
+
+    Args:
+        coordinator: host:port that process 0 listens at, reached by all; None: from the environment, or SLURM.
+        num_processes: how many there are; None likewise.
+        process_id: this one, from 0; None likewise.
+
+    Raises:
+        UserError: some of the three are given and some are not, or the others do not come.
+    """
+    told = (coordinator, num_processes, process_id)
+    if told == (None, None, None):
+        told = tuple(os.environ.get(name) for name in VARIABLES)
+    given = [value is not None for value in told]
+    if not any(given):
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+            return
+        told = (None, None, None)  # JAX reads SLURM's variables
+    elif not all(given):
+        raise UserError(
+            "coordinator address, number of processes and process id go together: give all three flags, or set "
+            f"{', '.join(VARIABLES)}"
+        )
+    address, count, index = told
+    try:
+        jax.distributed.initialize(
+            address,
+            None if count is None else int(count),
+            None if index is None else int(index),
+            heartbeat_timeout_seconds=LOST,
+            shutdown_timeout_seconds=LAST,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of the run did not find together: {str(error).splitlines()[0]}") from None
+
+
+def is_main() -> bool:
+    """True in the process that prints and writes logs."""
+    return jax.process_index() == 0
+
+
+def say(*words: object) -> None:
+    """Prints, in the main process."""
+    if is_main():
+        print(*words, flush=True)

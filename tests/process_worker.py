@@ -1,0 +1,28 @@
+"""One process of a training run, for tests/test_processes.py: says what it holds at each checkpoint."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from mmaudio_jax import checkpoint, config, distributed, experiment, weights
+
+
+def main(settings, workdir, address, count, index, wait_at):
+    distributed.initialize(address, int(count), int(index))
+    save = checkpoint.RunCheckpoints.save
+
+    def tell_and_save(self, step, state):
+        save(self, step, state)
+        held = weights.fingerprint({k: leaf.addressable_data(0) for k, leaf in state["params"].items()})
+        Path(f"{workdir}.{step}.{index}").write_text(held)
+        if step == int(wait_at):
+            time.sleep(600)
+
+    checkpoint.RunCheckpoints.save = tell_and_save
+    values = json.loads(Path(settings).read_text())
+    experiment.run(config.from_mapping(experiment.TrainConfig, values), Path(workdir), dry_run=False)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

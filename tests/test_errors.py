@@ -1,0 +1,47 @@
+"""What a user reads when something goes wrong."""
+
+import io
+import sys
+
+import pytest
+
+from mmaudio_jax import errors
+
+
+def ended(function, capsys):
+    with pytest.raises(SystemExit) as end:
+        errors.main(function)()
+    return end.value.code, capsys.readouterr().err
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys):
+    for error in (RuntimeError("write() failed: No space left on device; writing x"), OSError(28, errors.FULL)):
+        code, printed = ended(raising(error), capsys)
+        assert code == 1 and errors.FULL in printed and "Traceback" not in printed
+
+
+def test_a_temporary_path_is_told_as_the_one_that_was_asked_for(capsys):
+    code, printed = ended(raising(PermissionError(13, "Permission denied", "data/.set.tmp-123/x")), capsys)
+    assert (code, printed) == (1, "error: data/set/x: Permission denied\n")
+
+
+def test_other_exceptions_are_ours_and_are_shown(capsys):
+    with pytest.raises(ZeroDivisionError):
+        errors.main(lambda: 1 / 0)()
+
+
+def test_a_console_of_few_characters_ends_nothing(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    with pytest.raises(SystemExit) as end:
+        errors.main(lambda: print("loss – 0.5"))()
+    assert end.value.code == 0
+    narrow.flush()
+    assert narrow.buffer.getvalue() == b"loss ? 0.5\n"

@@ -1,0 +1,96 @@
+"""Several real processes on one machine train as one does, and none outlives another's death for long."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import relative_error
+
+from configs import lora_16k
+from mmaudio_jax import checkpoint, config, distributed, experiment, sharding
+from mmaudio_jax.errors import UserError
+
+HERE = Path(__file__).parent
+DEVICES, STEPS, STOP = 4, 6, 4
+
+
+@pytest.fixture(scope="module")
+def settings(small_weights, small_features):
+    values = lora_16k.get_config().to_dict()
+    values |= {"weights": str(small_weights), "data": str(small_features)}
+    values |= {"batch_size": 4, "accumulation": 2, "num_steps": STEPS, "eval_every": 2, "log_every": 1}
+    values["lora"] |= {"rank": 4, "targets": ("qkv",)}
+    return config.from_mapping(experiment.TrainConfig, values)
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """The workdir of a run of one process that has all four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    experiment.run(settings, workdir, dry_run=False, devices=jax.devices()[:DEVICES])
+    return workdir
+
+
+def start(settings, workdir, count, wait_at=0):
+    """The processes of a run, with equal shares of four devices."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        address = f"localhost:{found.getsockname()[1]}"
+    file = workdir.with_suffix(".json")
+    file.write_text(json.dumps(dataclasses.asdict(settings)))
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES // count), "PYTHONPATH": str(HERE.parent)}
+    arguments = [str(x) for x in (file, workdir, address, count)]
+    return [
+        subprocess.Popen([sys.executable, HERE / "process_worker.py", *arguments, str(i), str(wait_at)], env=env)
+        for i in range(count)
+    ]
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp_path):
+    workdir = tmp_path / "run"
+    two = start(settings, workdir, 2, wait_at=STOP)
+    while not all((tmp_path / f"run.{STOP}.{i}").exists() for i in range(2)):
+        assert all(process.poll() is None for process in two)
+        time.sleep(0.1)
+    two[1].kill()
+    assert all(process.wait(timeout=60) != 0 for process in two)
+    four = start(settings, workdir, 4)
+    assert [process.wait(timeout=300) for process in four] == [0] * 4
+
+    # the same losses as one process, and in every process the same bits
+    expected = losses(alone)
+    assert losses(workdir) == pytest.approx(expected, rel=1e-5) and len(expected) == STEPS
+    for step, count in ((2, 2), (STOP, 2), (STEPS, 4)):
+        assert len({(tmp_path / f"run.{step}.{i}").read_text() for i in range(count)}) == 1
+    one, many = (checkpoint.load_adapter(folder).params for folder in (alone, workdir))
+    assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
+
+
+def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path):
+    workdir = shutil.copytree(alone, tmp_path / "run")
+    for step in (STOP, STEPS):
+        shutil.rmtree(workdir / checkpoint.FOLDER / str(step))
+    split = dataclasses.replace(settings, mesh=sharding.MeshConfig(data=1, fsdp=2))
+    experiment.run(split, workdir, dry_run=False, devices=jax.devices()[:2])
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+    one, many = (checkpoint.load_adapter(folder).params for folder in (alone, workdir))
+    assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
+
+
+@pytest.mark.parametrize("told", [("localhost:1", None, None), ("localhost:1", 2, None), (None, 2, 0)])
+def test_half_an_address_is_refused(told):
+    with pytest.raises(UserError, match="go together: give all three flags, or set JAX_COORDINATOR_ADDRESS"):
+        distributed.initialize(*told)
