@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.lora.patterns.text = r"text_input_proj\..*|text_cond_proj|global_cond_mlp\..*"  # the word is new, too
     config.lora.patterns.modulation = r".*\.adaLN_modulation\.1"
     config.lora.targets = ("qkv", "ffn", "text", "modulation")
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 20
     config.objective.drop_video = 0.2  # few scenes are known by their looks; without them, the words must tell
     return config
