@@ -51,6 +51,10 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.lora.patterns.attention_output = r".*\.linear1"
     config.lora.patterns.ffn = r".*_blocks\..*\.ffn\.w[123]"
 
+    config.ema = ConfigDict()
+    config.ema.sigma_rels = (0.05, 0.1)
+    config.ema.snapshot_every = 300
+
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "cosine"

@@ -25,7 +25,7 @@ import mmaudio_jax
 from convert import matching
 from convert.rules import TABLES
 from mmaudio_jax import errors, lora, trees, weights
-from mmaudio_jax.checkpoint import IMPORTED, Adapter, RunCheckpoints, load_adapter
+from mmaudio_jax.checkpoint import LONE, Adapter, load_adapter, save_adapter
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory, atomic_file
 from mmaudio_jax.sampling import load_flow_network
@@ -122,9 +122,7 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
     settings = lora.LoRAConfig(rank, float(alpha), float(config.get("lora_dropout") or 0.0), tuple(layers), patterns)
     about = {"path": str(base.directory), "fingerprint": made_for or base.metadata["fingerprint"]}
     config = {"model": base.directory.name, "lora": dataclasses.asdict(settings)}
-    adapter = Adapter(
-        params, IMPORTED, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__}
-    )
+    adapter = Adapter(params, LONE, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
     adapter.check_base(base.metadata["fingerprint"], base.directory)
     return adapter
 
@@ -177,10 +175,7 @@ def main() -> None:
         if args.base is None:
             raise UserError("--from needs --base, the weights folder that the adapter belongs to")
         imported = from_peft(*read_peft(args.run), weights.load(args.base, "mmaudio"))
-        with atomic_directory(args.out) as folder:
-            checkpoints = RunCheckpoints(folder, imported.run)
-            checkpoints.save(imported.step, {"params": imported.params})
-            checkpoints.close()
+        save_adapter(args.out, imported)
         print(f"{trees.count(imported.params):,} parameters are in {args.out}; give it to sample.py as --adapter")
         return
     adapter = load_adapter(args.run)

@@ -10,7 +10,9 @@ import orbax.checkpoint as ocp
 
 from mmaudio_jax import trees
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.training import State
+from mmaudio_jax.files import atomic_directory
+
+State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.training`
 
 ADVICE = {  # where the value cannot be given
     "data.ids_sha256": "--config.data names a set of other clips than the run's: name the old one",
@@ -18,8 +20,9 @@ ADVICE = {  # where the value cannot be given
     "and start from that",
 }
 REASON = 160  # characters of a library's message
-IMPORTED = 0  # step of an adapter that no run of this program trained
+LONE = 0  # step under which `save_adapter` keeps what has no run that could go on
 FOLDER = "checkpoints"  # of a workdir
+SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
 KEEP = 3  # the newest checkpoints that are kept
 # what a resumed run may have otherwise: how it is shown, read and shared out, and where the same base lies
 MAY_CHANGE = (
@@ -47,8 +50,8 @@ class RunCheckpoints:
         self._manager = _open(workdir, options)
         self.latest_step: int | None = self._manager.latest_step()
         if self.latest_step is not None:
-            if self.latest_step == IMPORTED:
-                raise UserError(f"{workdir} is an imported adapter, not a run; choose another --workdir")
+            if self.latest_step == LONE:
+                raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
             stored = _read_run(self._manager, self.latest_step)
             _check_same("", stored, self._run, workdir)
 
@@ -63,6 +66,39 @@ class RunCheckpoints:
         """The newest state; `like` gives structure, shapes and devices."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         return _restore_tree(self._manager, self.latest_step, target)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+class Snapshots:
+    """The averages that a run has tracked, at all steps that it took snapshots of: `workdir/ema`."""
+
+    def __init__(self, workdir: Path, read_only: bool = False):
+        options = ocp.CheckpointManagerOptions(read_only=read_only)
+        self._manager = _open(workdir, options, SNAPSHOTS)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a snapshot, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, averages: Mapping[str, trees.Params]) -> None:
+        """Starts saving {σ_rel: params}; one that is there, of a run that was stopped after it, has the same bits."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(dict(averages))))
+
+    def load(self, step: int) -> dict[str, trees.Params]:
+        """{σ_rel: params} of a step, on the first local device."""
+        try:
+            stored = self._manager.item_metadata(step)["state"].tree
+        except Exception as error:
+            raise _damaged(self._manager, step, error) from None
+        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=one_device), stored)
+        return _restore_tree(self._manager, step, target)
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -88,6 +124,18 @@ class Adapter:
             )
 
 
+def save_adapter(path: Path, adapter: Adapter) -> None:
+    """Writes an adapter that no run of its own belongs to, as a folder that `load_adapter` reads.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    with atomic_directory(path) as folder:
+        checkpoints = RunCheckpoints(folder, adapter.run)
+        checkpoints.save(LONE, {"params": adapter.params})
+        checkpoints.close()
+
+
 def load_adapter(workdir: Path) -> Adapter:
     """The newest trained leaves of a run.
 
@@ -108,9 +156,9 @@ def load_adapter(workdir: Path) -> Adapter:
         return Adapter(params, step, _read_run(manager, step))
 
 
-def _open(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager((workdir / folder).absolute(), options=options, item_handlers=handlers)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:

@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 
 import mmaudio_jax
-from mmaudio_jax import distributed, lora, numerics, objective, optim, sharding, training, trees, weights
-from mmaudio_jax.checkpoint import RunCheckpoints
+from mmaudio_jax import distributed, ema, lora, numerics, objective, optim, sharding, training, trees, weights
+from mmaudio_jax.checkpoint import RunCheckpoints, Snapshots
 from mmaudio_jax.data import dataset, records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
@@ -39,6 +39,7 @@ class TrainConfig:
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
         mesh: how the devices share the work.
         lora: what is adapted; None trains all weights.
+        ema: averages of the trained leaves to track; None tracks none.
         optimizer: AdamW and its schedule.
         objective: how a sample is drawn.
     """
@@ -58,6 +59,7 @@ class TrainConfig:
     matmul_precision: str
     mesh: sharding.MeshConfig
     lora: lora.LoRAConfig | None
+    ema: ema.EMAConfig | None
     optimizer: optim.OptimizerConfig
     objective: objective.ObjectiveConfig
 
@@ -168,7 +170,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         return
 
     optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-    state = training.initial_state(trained, optimizer, mesh)
+    state = training.initial_state(trained, optimizer, mesh, config.ema.sigma_rels if config.ema else ())
     if checkpoints.latest_step is not None:
         state = checkpoints.restore(state)
     start, global_batch = int(state["step"]), config.batch_size * config.accumulation
@@ -196,6 +198,11 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     def save(step: int, state: training.State) -> None:
         checkpoints.save(step, state)
         clock.go_on()
+
+    snapshots = Snapshots(workdir) if config.ema else None
+
+    def snapshot(step: int, state: training.State) -> None:
+        snapshots.save(step, state["ema"])
 
     def progress(step: int) -> None:
         if step == start + 1:  # the step is compiled
@@ -226,11 +233,15 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             eval_every=config.eval_every,
             log=log,
             save=save,
+            snapshot_every=config.ema.snapshot_every if config.ema else None,
+            snapshot=snapshot,
             progress=progress,
         )
     finally:
         stream.close()
         checkpoints.close()
+        if snapshots:
+            snapshots.close()
         writer.close()
     distributed.say(
         f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "

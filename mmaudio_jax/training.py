@@ -1,12 +1,12 @@
 """The train state, the train and evaluation steps, and the loop. Nothing here knows what the network computes.
 
-A network comes as `build()`, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
-(weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, and
-`opt_state`; frozen leaves travel beside it and have neither gradient nor optimizer state. Both lie on the mesh as
-`sharding.split` says, and are gathered where the network computes.
+A network comes as its definition, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
+(weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, `opt_state`,
+and `ema`, averages of `params` by their σ_rel; frozen leaves travel beside it and have neither gradient nor optimizer
+state. Both lie on the mesh as `sharding.split` says, and are gathered where the network computes.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +16,26 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmaudio_jax import lora, sharding, trees
+from mmaudio_jax import ema, lora, sharding, trees
 
 State = dict[str, Any]
 Measures = dict[str, Any]  # name: (weighted sum, sum of weights)
 Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Measures]]
 
 
-def initial_state(params: trees.Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
-    """The state at step 0 for these trained leaves, placed: a step that returns placed arrays would compile again."""
+def initial_state(
+    params: trees.Params, optimizer: optax.GradientTransformation, mesh: Mesh, averages: Sequence[float] = ()
+) -> State:
+    """The state at step 0 for these trained leaves, placed: a step that returns placed arrays would compile again.
+
+    `averages` are the σ_rel of the post-hoc EMAs to track.
+    """
     params = sharding.place(params, mesh)
     shardings = sharding.split(jax.eval_shape(optimizer.init, params), mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
     step = jax.device_put(np.zeros((), np.int32), sharding.whole(mesh))
-    return {"step": step, "params": params, "opt_state": opt_state}
+    copies = {str(sigma_rel): jax.tree.map(jnp.copy, params) for sigma_rel in averages}
+    return {"step": step, "params": params, "opt_state": opt_state, "ema": copies}
 
 
 def make_train_step(
@@ -79,6 +85,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         finite = jnp.isfinite(norm) & jnp.isfinite(measures["loss"][0]) & jnp.isfinite(optax.tree.norm(updates))
         new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
+        new["ema"] = {
+            sigma_rel: ema.update(average, new["params"], state["step"] + 1, float(sigma_rel))
+            for sigma_rel, average in state["ema"].items()
+        }
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
         measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}
         new_state = {"step": state["step"] + 1, **kept}
@@ -162,6 +172,8 @@ def fit(
     eval_every: int,
     log: Callable[[int, dict[str, float]], None],
     save: Callable[[int, State], None],
+    snapshot_every: int | None,
+    snapshot: Callable[[int, State], None],
     progress: Callable[[int], None],
 ) -> State:
     """Runs from the state's step to `num_steps`.
@@ -172,6 +184,7 @@ def fit(
         key: all randomness of the run.
         log: gets (step, {measure: value}) every `log_every` steps, and validation measures every `eval_every`.
         save: gets (step, state) after each validation and at the end; it must have copied the state on return.
+        snapshot_every, snapshot: the averages' snapshots, of which a run keeps all; None takes none.
         progress: gets the step after every step.
     """
     train_key, eval_key = jax.random.split(key)
@@ -189,6 +202,8 @@ def fit(
         if step % log_every == 0 or step == num_steps:
             log(step, {f"train/{name}": value for name, value in means(pending).items()})
             pending = []
+        if snapshot_every and (step % snapshot_every == 0 or step == num_steps):
+            snapshot(step, state)
         if step % eval_every == 0 or step == num_steps:
             validate(step)
             save(step, state)

@@ -40,7 +40,7 @@ def test_nobody_imports_in_a_circle():
     [
         ("mmaudio_jax.models", {"models"}),
         ("mmaudio_jax.data", {"data", "errors", "files", "sequence"}),
-        ("mmaudio_jax.training", {"lora", "sharding", "trees"}),
+        ("mmaudio_jax.training", {"ema", "lora", "sharding", "trees"}),
         ("mmaudio_jax.sharding", {"errors"}),
         ("mmaudio_jax.lora", {"errors", "trees"}),
     ],
