@@ -48,7 +48,7 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
     graphdef, leaves = trees.split(lora.insert(network, LORA, rngs=nnx.Rngs(1)))
     trained, frozen = trees.partition({**leaves, **base}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
-    mesh = sharding.make_mesh(sharding.MeshConfig(data=0, fsdp=1))
+    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1), jax.local_devices()[:1])
     step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
     rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config))
 
@@ -65,9 +65,9 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
         "has_text": np.ones((1, batch_size), bool),
         "position": np.arange(batch_size)[None],
     }
-    batch = jax.device_put(batch, sharding.over_examples(mesh, axis=1))
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh, axis=1))
     state = training.initial_state(trained, optimizer, mesh)
-    return step, state, (sharding.place(frozen, mesh), batch, jax.random.key(0))
+    return step, state, (sharding.shard(frozen, mesh), batch, jax.random.key(0))
 
 
 def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple[tuple, dict]:

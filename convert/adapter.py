@@ -25,7 +25,7 @@ import mmaudio_jax
 from convert import matching
 from convert.rules import TABLES
 from mmaudio_jax import errors, lora, trees, weights
-from mmaudio_jax.checkpoint import LONE, Adapter, load_adapter, save_adapter
+from mmaudio_jax.checkpoint import Adapter, load_adapter, save_adapter
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory, atomic_file
 from mmaudio_jax.sampling import load_flow_network
@@ -122,7 +122,7 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
     settings = lora.LoRAConfig(rank, float(alpha), float(config.get("lora_dropout") or 0.0), tuple(layers), patterns)
     about = {"path": str(base.directory), "fingerprint": made_for or base.metadata["fingerprint"]}
     config = {"model": base.directory.name, "lora": dataclasses.asdict(settings)}
-    adapter = Adapter(params, LONE, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
+    adapter = Adapter(params, 0, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
     adapter.check_base(base.metadata["fingerprint"], base.directory)
     return adapter
 

@@ -209,6 +209,8 @@ def fetch(models: Sequence[str], out: Path, *, source: str | None = None, keep: 
     Raises:
         UserError: see `original` and `convert`, or another fetch is at work in `out`; what was converted before stays.
     """
+    if source and "://" not in source and not Path(source).is_dir():
+        raise UserError(f"there is no folder {source}; --source is a folder of files or an address")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(out / ".fetch.lock", blocking=False):

@@ -136,7 +136,10 @@ def flow(root: Path, model: str) -> Iterator[Finding]:
     mean, std = (np.asarray(network.params[f"latent_{name}"]).ravel() for name in ("mean", "std"))
     yield between("standard deviations of the latent's channels", std.min(), std.max(), STATISTICS)
     yield between("means of the latent's channels", mean.min(), mean.max(), (-STATISTICS[1], STATISTICS[1]))
-    mode = next(mode for mode in MODES.values() if mode.latent_dim == network.config.latent_dim)
+    mode = next((mode for mode in MODES.values() if mode.latent_dim == network.config.latent_dim), None)
+    if mode is None:
+        yield Finding("latent channels", str(network.config.latent_dim), "20 or 40", False)
+        return
     made = np.asarray(_unconditional(network, mode))
     yield between("standard deviation of a generated latent", made.std(), made.std(), SPREAD)
     centred = made - made.mean(axis=0)

@@ -40,7 +40,7 @@ def signs(root: Path, name: str, network: str) -> Iterator[Finding]:
     """Signs that a network is trained; none for what cannot be tried on its own."""
     if network == "mmaudio":
         yield from sanity.flow(root, name)
-    elif network in SIGNS:
+    elif network in SIGNS and name == network:  # the encoders are taken by their names
         yield from SIGNS[network](root)
     elif network == "bigvgan":
         mode = name.removeprefix("bigvgan_")
@@ -63,12 +63,11 @@ def verify(root: Path) -> Iterator[tuple[str, Finding]]:
             for finding in integrity(directory):
                 findings.append(finding)
                 yield directory.name, finding
+            if all(finding.passed for finding in findings):  # what is damaged is not worth trying
+                network = weights.read_metadata(directory)["network"]
+                yield from ((directory.name, finding) for finding in signs(root, directory.name, network))
         except UserError as error:
             yield directory.name, Finding("reading it", str(error), "", False)
-            continue
-        if all(finding.passed for finding in findings):  # what is damaged is not worth trying
-            network = weights.read_metadata(directory)["network"]
-            yield from ((directory.name, finding) for finding in signs(root, directory.name, network))
 
 
 @errors.main

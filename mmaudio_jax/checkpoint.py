@@ -1,7 +1,8 @@
 """Checkpoints of a run: the trained leaves, optimizer state and step, and what they belong to. Never the base."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from mmaudio_jax import trees
-from mmaudio_jax.errors import UserError
+from mmaudio_jax.errors import UserError, reading
 from mmaudio_jax.files import atomic_directory
 
 State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.training`
@@ -19,8 +20,7 @@ ADVICE = {  # where the value cannot be given
     "config.num_steps": "a run's length is part of its schedule; to train on, merge it (python -m mmaudio_jax.merge) "
     "and start from that",
 }
-REASON = 160  # characters of a library's message
-LONE = 0  # step under which `save_adapter` keeps what has no run that could go on
+ALONE = "alone"  # in what is kept of a run: its leaves are all there is, it cannot go on
 FOLDER = "checkpoints"  # of a workdir
 SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
 KEEP = 3  # the newest checkpoints that are kept
@@ -31,7 +31,24 @@ MAY_CHANGE = (
 )
 
 
-class RunCheckpoints:
+class _Kept:
+    """A manager that is closed when its `with` ends."""
+
+    _manager: ocp.CheckpointManager
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+class RunCheckpoints(_Kept):
     """The checkpoints in `workdir/checkpoints`, written in the background, each whole or not there.
 
     Args:
@@ -49,11 +66,15 @@ class RunCheckpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=None if read_only else KEEP, read_only=read_only)
         self._manager = _open(workdir, options)
         self.latest_step: int | None = self._manager.latest_step()
-        if self.latest_step is not None:
-            if self.latest_step == LONE:
-                raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
-            stored = _read_run(self._manager, self.latest_step)
-            _check_same("", stored, self._run, workdir)
+        try:
+            if self.latest_step is not None:
+                stored = _read_run(self._manager, self.latest_step)
+                if ALONE in stored:
+                    raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
+                _check_same("", stored, self._run, workdir)
+        except UserError:
+            self.close()
+            raise
 
     def save(self, step: int, state: State) -> None:
         """Starts saving; the state has been copied when this returns."""
@@ -63,22 +84,24 @@ class RunCheckpoints:
         )
 
     def restore(self, like: State) -> State:
-        """The newest state; `like` gives structure, shapes and devices."""
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return _restore_tree(self._manager, self.latest_step, target)
-
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """The newest state; `like` gives structure, shapes and shardings, as of `training.abstract_state`."""
+        return _restore_tree(self._manager, self.latest_step, like)
 
 
-class Snapshots:
-    """The averages that a run has tracked, at all steps that it took snapshots of: `workdir/ema`."""
+class Snapshots(_Kept):
+    """The averages that a run has tracked, at all steps that it took snapshots of: `workdir/ema`.
 
-    def __init__(self, workdir: Path, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(read_only=read_only)
+    Args:
+        workdir: the run's folder.
+        step: where the run goes on; snapshots of later steps, of before it was stopped, are removed. None only reads.
+    """
+
+    def __init__(self, workdir: Path, step: int | None = None):
+        options = ocp.CheckpointManagerOptions(read_only=step is None)
         self._manager = _open(workdir, options, SNAPSHOTS)
+        for later in self.steps:
+            if step is not None and later > step:
+                self._manager.delete(later)
 
     @property
     def steps(self) -> list[int]:
@@ -86,24 +109,21 @@ class Snapshots:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, averages: Mapping[str, trees.Params]) -> None:
-        """Starts saving {σ_rel: params}; one that is there, of a run that was stopped after it, has the same bits."""
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(dict(averages))))
+        """Starts saving {σ_rel: params}."""
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(dict(averages))))
+
+    def wait(self) -> None:
+        """Waits until all snapshots are on disk."""
+        self._manager.wait_until_finished()
+
+    def widths(self, step: int) -> list[str]:
+        """The σ_rel of a step's averages, as they are spelt in `load`."""
+        with _reading(self._manager, step):
+            return sorted(self._manager.item_metadata(step)["state"].tree)
 
     def load(self, step: int) -> dict[str, trees.Params]:
         """{σ_rel: params} of a step, on the first local device."""
-        try:
-            stored = self._manager.item_metadata(step)["state"].tree
-        except Exception as error:
-            raise _damaged(self._manager, step, error) from None
-        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=one_device), stored)
-        return _restore_tree(self._manager, step, target)
-
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        return _restore_local(self._manager, step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +151,14 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
         UserError: the folder exists.
     """
     with atomic_directory(path) as folder:
-        checkpoints = RunCheckpoints(folder, adapter.run)
-        checkpoints.save(LONE, {"params": adapter.params})
-        checkpoints.close()
+        with RunCheckpoints(folder, adapter.run | {ALONE: True}) as checkpoints:
+            checkpoints.save(adapter.step, {"params": adapter.params})
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+    """What a run is, as its newest checkpoint tells; see `load_adapter`."""
+    with _opened(workdir) as (manager, step):
+        return _read_run(manager, step)
 
 
 def load_adapter(workdir: Path) -> Adapter:
@@ -142,6 +167,12 @@ def load_adapter(workdir: Path) -> Adapter:
     Raises:
         UserError: the folder holds no checkpoint.
     """
+    with _opened(workdir) as (manager, step):
+        return Adapter(_restore_local(manager, step, "params")["params"], step, _read_run(manager, step))
+
+
+@contextlib.contextmanager
+def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, int]]:
     if not (workdir / FOLDER).is_dir():
         there = f"there is no folder {FOLDER} in it" if workdir.exists() else "it does not exist"
         raise UserError(f"{workdir} is no training run: {there}")
@@ -149,11 +180,7 @@ def load_adapter(workdir: Path) -> Adapter:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
-        stored = _stored_params(manager, step)
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=sharding) for k, v in stored.items()}
-        params = _restore_tree(manager, step, {"params": target}, partial_restore=True)["params"]
-        return Adapter(params, step, _read_run(manager, step))
+        yield manager, step
 
 
 def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:
@@ -162,19 +189,8 @@ def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FO
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
-    try:
+    with _reading(manager, step):
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-    except Exception as error:
-        raise _damaged(manager, step, error) from None
-
-
-def _damaged(manager: ocp.CheckpointManager, step: int, error: Exception) -> UserError:
-    """What a checkpoint that cannot be read is reported as; Orbax and TensorStore have many exceptions for it."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:REASON]
-    return UserError(
-        f"{manager.directory / str(step)} is damaged or no checkpoint of this program ({reason}); "
-        "remove that folder to go on from the one before, or choose another --workdir"
-    )
 
 
 def _restore_tree(manager: ocp.CheckpointManager, step: int, target: Any, **options) -> Any:
@@ -182,12 +198,19 @@ def _restore_tree(manager: ocp.CheckpointManager, step: int, target: Any, **opti
     return _restore(manager, step, "state", ocp.args.PyTreeRestore(item=target, restore_args=restore_args, **options))
 
 
-def _stored_params(manager: ocp.CheckpointManager, step: int) -> Mapping[str, Any]:
-    """Shape and dtype of each trained leaf, as the checkpoint tells."""
-    try:
-        return manager.item_metadata(step)["state"].tree["params"]
-    except Exception as error:
-        raise _damaged(manager, step, error) from None
+def _restore_local(manager: ocp.CheckpointManager, step: int, name: str | None = None) -> Any:
+    """The state, or one part of it, in the shapes that the checkpoint tells, on the first local device."""
+    with _reading(manager, step):
+        stored = manager.item_metadata(step)["state"].tree
+        stored = {name: stored[name]} if name else stored
+    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where), stored)
+    return _restore_tree(manager, step, target, partial_restore=name is not None)
+
+
+def _reading(manager: ocp.CheckpointManager, step: int):
+    advice = "remove that folder to go on from the one before, or choose another --workdir"
+    return reading(manager.directory / str(step), advice)
 
 
 def _read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:

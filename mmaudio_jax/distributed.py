@@ -6,6 +6,7 @@ Every process sees the devices of all; process 0 alone prints and writes logs.
 import os
 
 import jax
+import numpy as np
 
 from mmaudio_jax.errors import UserError
 
@@ -54,6 +55,15 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
 def is_main() -> bool:
     """True in the process that prints and writes logs."""
     return jax.process_index() == 0
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether it is true in any process; all must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def say(*words: object) -> None:

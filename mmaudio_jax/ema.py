@@ -5,20 +5,22 @@ A run tracks some widths; of their snapshots
 
     python -m mmaudio_jax.ema RUN --sigma_rel 0.05 --out RUN_EMA
 
-makes the average of any width, which sample.py, merge and convert.adapter take as they take a run.
+makes averages of other widths, which sample.py, merge and convert.adapter take as they take a run.
 """
 
 import argparse
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mmaudio_jax import errors, trees
 from mmaudio_jax.errors import UserError
 
+MOST_AMISS = 0.05  # that the shares of snapshots may add up to more or less than 1: the weights would shrink or grow
 MAX_SIGMA = 0.28  # of σ_rel: γ is positive below 12^(−1/2)
 
 
@@ -27,7 +29,7 @@ class EMAConfig:
     """What is averaged.
 
     Attributes:
-        sigma_rels: widths of the averages that are tracked; two are enough to make any other of.
+        sigma_rels: widths of the averages that are tracked; of two, and enough snapshots, those between are made.
         snapshot_every: steps from one snapshot of all averages to the next.
     """
 
@@ -54,7 +56,7 @@ def gamma(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - sigma_rel**-2, 12 - sigma_rel**-2]).real.max())
 
 
-def share(step: Int[Array, ""], sigma_rel: float) -> Float[Array, ""]:
+def one_minus_beta(step: Int[Array, ""], sigma_rel: float) -> Float[Array, ""]:
     """What the weights of 1-based step `step` contribute to the average: 1 − β(step), the published decay.
 
     β = sqrt((1 − 1/(s + 1))^(1 + γ) · (1 − 1/(s + 2))^(1 + γ)), in logarithms, as float32 loses 1 − β of late steps.
@@ -66,7 +68,7 @@ def share(step: Int[Array, ""], sigma_rel: float) -> Float[Array, ""]:
 
 def update(average: trees.Params, params: trees.Params, step: Int[Array, ""], sigma_rel: float) -> trees.Params:
     """The average after the 1-based step `step`, which made `params`; the first step's is `params` themselves."""
-    new = share(step, sigma_rel)
+    new = one_minus_beta(step, sigma_rel)
     return {path: leaf + new * (params[path] - leaf) for path, leaf in average.items()}
 
 
@@ -94,36 +96,40 @@ def synthesise(run: Path, step: int | None, sigma_rel: float) -> tuple[int, tree
     """(step, average of width `sigma_rel`) from all snapshots of a run up to `step`; None: up to the last.
 
     Raises:
-        UserError: there is no snapshot, or none of that step.
+        UserError: there is no snapshot, or none of that step, or they cannot make this width.
     """
     from mmaudio_jax.checkpoint import SNAPSHOTS, Snapshots
 
+    gamma(sigma_rel)
     if not (run / SNAPSHOTS).is_dir():
         raise UserError(f"{run} has no snapshots of averages: a run with config.ema takes them")
-    snapshots = Snapshots(run, read_only=True)
-    if not snapshots.steps:
-        raise UserError(f"{run} has no snapshot of its averages yet")
-    last = snapshots.steps[-1] if step is None else step
-    if last not in snapshots.steps:
-        raise UserError(f"{run} has no snapshot of step {last}; there are {', '.join(map(str, snapshots.steps))}")
-    used = [s for s in snapshots.steps if s <= last]
-    widths = sorted(snapshots.load(last))
-    steps, sigmas = np.repeat(used, len(widths)), np.tile(np.array(widths, float), len(used))
-    shares = coefficients(steps, sigmas, last, sigma_rel).reshape(len(used), len(widths))
-    total: dict[str, np.ndarray] = {}
-    for s, of_step in zip(used, shares, strict=True):  # one snapshot in memory at a time, summed in float64
-        averages = snapshots.load(s)
-        for width, part in zip(widths, of_step, strict=True):
-            for path, leaf in averages[width].items():
-                total[path] = total.get(path, 0.0) + part * np.asarray(leaf, np.float64)
-    snapshots.close()
+    with Snapshots(run) as snapshots:
+        if not snapshots.steps:
+            raise UserError(f"{run} has no snapshot of its averages yet")
+        last = snapshots.steps[-1] if step is None else step
+        if last not in snapshots.steps:
+            raise UserError(f"{run} has no snapshot of step {last}; there are {', '.join(map(str, snapshots.steps))}")
+        used, widths = [s for s in snapshots.steps if s <= last], snapshots.widths(last)
+        steps, sigmas = np.repeat(used, len(widths)), np.tile(np.array(widths, float), len(used))
+        shares = coefficients(steps, sigmas, last, sigma_rel)
+        if abs(shares.sum() - 1) > MOST_AMISS:
+            raise UserError(
+                f"{len(used)} snapshot(s) of σ_rel {', '.join(widths)} cannot make one of {sigma_rel:g}: their shares "
+                f"add up to {shares.sum():.2f}; choose a width nearer to those, or take more snapshots"
+            )
+        total: dict[str, np.ndarray] = {}
+        for s, of_step in zip(used, shares.reshape(len(used), len(widths)), strict=True):  # one at a time, in float64
+            averages = snapshots.load(s)
+            for width, part in zip(widths, of_step, strict=True):
+                for path, leaf in averages[width].items():
+                    total[path] = total.get(path, 0.0) + part * np.asarray(leaf, np.float64)
     return last, {path: jnp.asarray(leaf, jnp.float32) for path, leaf in total.items()}
 
 
 @errors.main
 def main() -> None:
     """The command line."""
-    from mmaudio_jax.checkpoint import LONE, Adapter, load_adapter, save_adapter
+    from mmaudio_jax.checkpoint import Adapter, read_run, save_adapter
 
     parser = argparse.ArgumentParser(prog="python -m mmaudio_jax.ema", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="workdir of a training run with config.ema")
@@ -131,9 +137,14 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="the snapshot that it ends with (default: the last)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     args = parser.parse_args()
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already; remove it or choose another place")
+    jax.config.update("jax_platforms", "cpu")  # sums in float64 are the host's
+    run = read_run(args.run)
     step, params = synthesise(args.run, args.step, args.sigma_rel)
-    run = load_adapter(args.run).run | {"average": {"run": str(args.run), "step": step, "sigma_rel": args.sigma_rel}}
-    save_adapter(args.out, Adapter(params, LONE, run))
+    save_adapter(
+        args.out, Adapter(params, step, run | {"average": {"run": str(args.run), "sigma_rel": args.sigma_rel}})
+    )
     print(f"the average of σ_rel {args.sigma_rel:g} over {step} steps is in {args.out}")
 
 

@@ -1,10 +1,12 @@
 """How a user's mistake reaches the user: one sentence, exit code 1, no stack trace."""
 
+import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jax
 from absl import logging
 
 FULL = "No space left on device"
@@ -12,6 +14,26 @@ FULL = "No space left on device"
 
 class UserError(Exception):
     """A mistake that the user can mend; the message says what is wrong, where, and what to do."""
+
+
+REASON = 160  # characters of a library's message
+
+
+@contextlib.contextmanager
+def reading(what: object, advice: str) -> Iterator[None]:
+    """Reports whatever a library raises within as damage of `what`; what is no damage, as want of memory, passes.
+
+    Orbax and TensorStore have many exceptions for a damaged file.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if FULL in str(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:REASON]
+        raise UserError(f"{what} is damaged or none of this program's ({reason}); {advice}") from None
 
 
 def main(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -1,5 +1,6 @@
 """One training run of MMAudio: from its config to the loop."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -108,6 +109,17 @@ def check_encoders(features: records.FeatureSet, folder: Path) -> None:
             )
 
 
+def check_examples(features: records.FeatureSet) -> None:
+    """Raises a UserError in every process if any of them found a damaged example in its share of the set."""
+    found = None
+    try:
+        features.check(range(jax.process_index(), len(features), jax.process_count()))
+    except UserError as error:
+        found = error
+    if distributed.anywhere(found is not None):
+        raise found or UserError(f"{features.path} has a damaged example, which another process names")
+
+
 def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax.Device] | None = None) -> None:
     """Trains, or goes on training, in `workdir`, on these devices or on all.
 
@@ -124,7 +136,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     train_rows, validation_rows = dataset.split_by_source(features, config.validation_fraction, config.seed)
 
     dtype = numerics.compute_dtype(config.compute_dtype)
-    draw_keys = jax.jit(lambda: jax.random.split(jax.random.key(config.seed)), out_shardings=sharding.whole(mesh))
+    draw_keys = jax.jit(lambda: jax.random.split(jax.random.key(config.seed)), out_shardings=sharding.replicated(mesh))
     lora_key, run_key = draw_keys()
 
     network = nnx.eval_shape(
@@ -150,7 +162,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    features.check(range(jax.process_index(), len(features), jax.process_count()))
+    check_examples(features)
     identity = {
         "config": dataclasses.asdict(config),
         "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
@@ -162,64 +174,71 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         },
         "mmaudio_jax_version": mmaudio_jax.__version__,
     }
-    checkpoints = RunCheckpoints(workdir, identity, read_only=dry_run)
-    if checkpoints.latest_step is not None:
-        done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
-        distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
-    if dry_run:
-        return
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(RunCheckpoints(workdir, identity, read_only=dry_run))
+        if checkpoints.latest_step is not None:
+            done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
+            distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
+        if dry_run:
+            return
 
-    optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-    state = training.initial_state(trained, optimizer, mesh, config.ema.sigma_rels if config.ema else ())
-    if checkpoints.latest_step is not None:
-        state = checkpoints.restore(state)
-    start, global_batch = int(state["step"]), config.batch_size * config.accumulation
-    if distributed.is_main():
-        with atomic_file(workdir / "config.json") as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
+        averages = config.ema.sigma_rels if config.ema else ()
+        if checkpoints.latest_step is None:
+            state = training.initial_state(trained, optimizer, mesh, averages)
+        else:
+            state = checkpoints.restore(training.abstract_state(trained, optimizer, mesh, averages))
+        del base, trained  # the state has taken them over, or has others
+        start, global_batch = int(state["step"]), config.batch_size * config.accumulation
+        if distributed.is_main():
+            with atomic_file(workdir / "config.json") as temporary:
+                temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
-    schedule = optim.learning_rate(config.optimizer, config.num_steps)
-    writer = MetricWriter(workdir, start, config.num_steps) if distributed.is_main() else NoWriter()
-    clock = Clock(start)
-    if start < config.num_steps:
-        distributed.say("the first step is compiled first, which can take a minute")
+        schedule = optim.learning_rate(config.optimizer, config.num_steps)
+        writer = MetricWriter(workdir, start, config.num_steps) if distributed.is_main() else NoWriter()
+        stack.callback(writer.close)
+        snapshots = stack.enter_context(Snapshots(workdir, start)) if config.ema else None
+        clock = Clock(start)
+        if start < config.num_steps:
+            distributed.say("the first step is compiled first, which can take a minute")
 
-    def log(step: int, values: dict[str, float]) -> None:
-        if "train/loss" in values:
-            values["train/learning_rate"] = float(schedule(step - 1))
-            values["train/samples_per_second"] = clock.rate(step) * global_batch
-        writer.write(step, values)
+        def log(step: int, values: dict[str, float]) -> None:
+            if "train/loss" in values:
+                values["train/learning_rate"] = float(schedule(step - 1))
+                values["train/samples_per_second"] = clock.rate(step) * global_batch
+            writer.write(step, values)
 
-    def validation():
-        clock.stop()
-        batches = dataset.validation_batches(features, validation_rows, batch_size=config.batch_size, **process)
-        return training.on_devices(batches, mesh)
+        def validation():
+            clock.stop()
+            batches = dataset.validation_batches(features, validation_rows, batch_size=config.batch_size, **process)
+            return training.on_devices(batches, mesh)
 
-    def save(step: int, state: training.State) -> None:
-        checkpoints.save(step, state)
-        clock.go_on()
+        def save(step: int, state: training.State) -> None:
+            if snapshots:  # whoever goes on from this checkpoint has all snapshots before it
+                snapshots.wait()
+            checkpoints.save(step, state)
+            clock.go_on()
 
-    snapshots = Snapshots(workdir) if config.ema else None
+        def progress(step: int, state: training.State) -> None:
+            if step == start + 1:  # the step is compiled
+                clock.start(step)
+            if snapshots and (step % config.ema.snapshot_every == 0 or step == config.num_steps):
+                clock.stop()
+                snapshots.save(step, state["ema"])
+                clock.go_on()
+            writer.progress(step)
 
-    def snapshot(step: int, state: training.State) -> None:
-        snapshots.save(step, state["ema"])
-
-    def progress(step: int) -> None:
-        if step == start + 1:  # the step is compiled
-            clock.start(step)
-        writer.progress(step)
-
-    loss = objective.make_loss(config.objective)
-    stream = dataset.training_batches(
-        features,
-        train_rows,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start=start * config.accumulation,
-        workers=config.workers,
-        **process,
-    )
-    try:
+        loss = objective.make_loss(config.objective)
+        stream = dataset.training_batches(
+            features,
+            train_rows,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=start * config.accumulation,
+            workers=config.workers,
+            **process,
+        )
+        stack.callback(stream.close)
         training.fit(
             train_step=training.make_train_step(graphdef, loss, optimizer, mesh),
             eval_step=training.make_eval_step(graphdef, loss, mesh),
@@ -233,16 +252,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             eval_every=config.eval_every,
             log=log,
             save=save,
-            snapshot_every=config.ema.snapshot_every if config.ema else None,
-            snapshot=snapshot,
             progress=progress,
         )
-    finally:
-        stream.close()
-        checkpoints.close()
-        if snapshots:
-            snapshots.close()
-        writer.close()
     distributed.say(
         f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "
         f"`python sample.py --weights {config.weights} --model {config.model} --adapter {workdir} "

@@ -229,7 +229,7 @@ def extract(
         out: the folder to make; the clips that cannot be used are listed in its failed.tsv.
         mode: '16k' or '44k'.
         duration: seconds of each clip, from its start.
-        batch_size: clips in memory at once, and as many again decoded ahead.
+        batch_size: clips encoded at once; as many, and at least one a reading thread, are decoded ahead.
 
     Raises:
         UserError: some clips could not be used (the others are written), or none could (nothing is written but
@@ -273,7 +273,8 @@ def extract(
                     f"warning: {clip.id}: CLIP reads the first {CONTEXT_LENGTH} tokens of the caption, it has more"
                 )
         batch: list[tuple[Clip, Media]] = []
-        for clip, future in read_ahead(clips, functools.partial(read_media, mode=mode, duration=duration), batch_size):
+        ahead = max(batch_size, READERS)
+        for clip, future in read_ahead(clips, functools.partial(read_media, mode=mode, duration=duration), ahead):
             try:
                 batch.append((clip, future.result()))
             except UserError as error:
@@ -328,15 +329,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="the feature set to make")
     parser.add_argument("--mode", choices=list(MODES), default="16k", help="audio representation of the model")
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of each clip, from its start_time")
-    batch_size = 1 if jax.default_backend() == "cpu" else 4
-    batch_help = "clips encoded at once, 60 MB each at 8 s"
-    parser.add_argument("--batch_size", type=int, default=batch_size, help=batch_help)
+    batch_help = "clips encoded at once, 60 MB each at 8 s (by default 4 on an accelerator, 1 on a CPU)"
+    parser.add_argument("--batch_size", type=int, default=argparse.SUPPRESS, help=batch_help)
     dtype_help = "compute dtype of CLIP and Synchformer; auto: by the device (the VAE stays in float32)"
     parser.add_argument("--dtype", choices=numerics.DTYPES, default="auto", help=dtype_help)
     parser.add_argument("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size is {args.batch_size}; it must be at least 1")
+    batch_size = getattr(args, "batch_size", 1 if jax.default_backend() == "cpu" else 4)
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}; it must be at least 1")
     if Path(args.out).exists():
         raise UserError(f"{args.out} exists already; remove it or choose another place")
     extract(
@@ -345,7 +346,7 @@ def main() -> None:
         args.out,
         mode=args.mode,
         duration=args.duration,
-        batch_size=args.batch_size,
+        batch_size=batch_size,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate: the peak.
-        schedule: after the warm-up, `constant` or `cosine` (to zero at the end of the run).
+        schedule: after the warm-up, `constant`, `cosine` (to zero at the end of the run), `poly` (1 − x / num_steps to
+            the power 0.9) or `step` (a tenth from 80%, a hundredth from 90% of num_steps, counted after the warm-up).
         warmup_steps: step k < warmup_steps has the factor (k + 1) / (warmup_steps + 1).
         b1: decay of the first moment.
         b2: decay of the second moment.
@@ -48,22 +50,23 @@ class OptimizerConfig:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must lie in [0, 1)")
 
 
-def _constant(rate: float, steps: int) -> optax.Schedule:
-    return optax.constant_schedule(rate)
-
-
-def _cosine(rate: float, steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(rate, max(steps, 1))
-
-
-SCHEDULES = {"constant": _constant, "cosine": _cosine}
+# (peak, steps of the run, steps of the warm-up) → rate as a function of the steps after the warm-up; poly and step
+# count the whole run from there, as published
+SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
+    "constant": lambda rate, steps, warmup: optax.constant_schedule(rate),
+    "cosine": lambda rate, steps, warmup: optax.cosine_decay_schedule(rate, max(steps - warmup, 1)),
+    "poly": lambda rate, steps, warmup: optax.polynomial_schedule(rate, 0.0, 0.9, steps),
+    "step": lambda rate, steps, warmup: optax.piecewise_constant_schedule(
+        rate, {steps * 8 // 10: 0.1, steps * 9 // 10: 0.1}
+    ),
+}
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """The learning rate as a function of the 0-based optimizer step, over a run of `num_steps`."""
     peak, warmup = config.learning_rate, config.warmup_steps
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
-    return optax.join_schedules([rise, SCHEDULES[config.schedule](peak, num_steps - warmup)], [warmup])
+    return optax.join_schedules([rise, SCHEDULES[config.schedule](peak, num_steps, warmup)], [warmup])
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ of an `fsdp` group holds its part and gathers the whole where it computes (arXiv
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmaudio_jax.errors import UserError
 
-AXES = ("data", "fsdp")
+DATA, FSDP = AXES = "data", "fsdp"
 SMALL = 1 << 14  # elements: what is smaller is not worth gathering, every device holds it whole
 
 
@@ -57,20 +58,20 @@ def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     if fsdp == 1 or not fitting or np.prod(shape) < SMALL:
         return PartitionSpec()
     longest = max(fitting, key=lambda axis: shape[axis])
-    return PartitionSpec(*(AXES[1] if axis == longest else None for axis in range(longest + 1)))
+    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(longest + 1)))
 
 
-def split(tree: Any, mesh: Mesh) -> Any:
+def param_shardings(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every leaf of a tree of arrays (or of their shapes)."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.shape[AXES[1]])), tree)
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.shape[FSDP])), tree)
 
 
-def whole(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_examples(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding of a batch whose examples lie along `axis`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
@@ -83,12 +84,33 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def place(tree: Any, mesh: Mesh) -> Any:
-    """The same values, on the devices that `split` says; every process must have them all, or have them there."""
+def shard(tree: Any, mesh: Mesh) -> Any:
+    """The same values on the devices that `param_shardings` says; every process must have them all, or there already.
+
+    Arrays that lie there are returned as they are, not copied.
+    """
 
     def put(leaf, where):
-        return (
-            leaf if isinstance(leaf, jax.Array) and leaf.sharding == where else jax.device_put(np.asarray(leaf), where)
-        )
+        if isinstance(leaf, jax.Array) and (leaf.sharding == where or where.is_fully_addressable):
+            return jax.device_put(leaf, where)
+        return jax.device_put(np.asarray(leaf), where)
 
-    return jax.tree.map(put, tree, split(tree, mesh))
+    return jax.tree.map(put, tree, param_shardings(tree, mesh))
+
+
+def gather(params: Any, mesh: Mesh) -> Any:
+    """The leaves whole on every device; their gradients are split again, as `param_shardings` says."""
+    return jax.tree.map(
+        lambda leaf, where: _gather(leaf, where, replicated(mesh)), params, param_shardings(params, mesh)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf, split, whole):
+    return jax.lax.with_sharding_constraint(leaf, whole)
+
+
+_gather.defvjp(
+    lambda leaf, split, whole: (_gather(leaf, split, whole), None),
+    lambda split, whole, _, cotangent: (jax.lax.with_sharding_constraint(cotangent, split),),
+)

@@ -3,7 +3,7 @@
 A network comes as its definition, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
 (weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, `opt_state`,
 and `ema`, averages of `params` by their σ_rel; frozen leaves travel beside it and have neither gradient nor optimizer
-state. Both lie on the mesh as `sharding.split` says, and are gathered where the network computes.
+state. Both lie on the mesh as `sharding.param_shardings` says, and are gathered where the network computes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,30 +26,55 @@ Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Mea
 def initial_state(
     params: trees.Params, optimizer: optax.GradientTransformation, mesh: Mesh, averages: Sequence[float] = ()
 ) -> State:
-    """The state at step 0 for these trained leaves, placed: a step that returns placed arrays would compile again.
+    """The state at step 0 for these trained leaves, on their devices: it takes them over, and the first step ends them.
 
     `averages` are the σ_rel of the post-hoc EMAs to track.
     """
-    params = sharding.place(params, mesh)
-    shardings = sharding.split(jax.eval_shape(optimizer.init, params), mesh)
+    params = sharding.shard(params, mesh)
+    shardings = sharding.param_shardings(jax.eval_shape(optimizer.init, params), mesh)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    step = jax.device_put(np.zeros((), np.int32), sharding.whole(mesh))
+    step = jax.device_put(np.zeros((), np.int32), sharding.replicated(mesh))
     copies = {str(sigma_rel): jax.tree.map(jnp.copy, params) for sigma_rel in averages}
     return {"step": step, "params": params, "opt_state": opt_state, "ema": copies}
 
 
+def abstract_state(
+    params: trees.Params, optimizer: optax.GradientTransformation, mesh: Mesh, averages: Sequence[float] = ()
+) -> State:
+    """Shapes and shardings of `initial_state`, for restoring a checkpoint without making a state first."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    state = {
+        "step": jax.ShapeDtypeStruct((), np.int32),
+        "params": shapes,
+        "opt_state": jax.eval_shape(optimizer.init, shapes),
+        "ema": {str(sigma_rel): shapes for sigma_rel in averages},
+    }
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        sharding.param_shardings(state, mesh),
+    )
+
+
 def make_train_step(
-    graphdef: nnx.GraphDef, loss: Loss, optimizer: optax.GradientTransformation, mesh: Mesh
+    graphdef: nnx.GraphDef,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    unroll: bool | None = None,
 ) -> Callable[[State, trees.Params, Mapping[str, Any], jax.Array], tuple[State, Measures]]:
     """The jitted optimizer step: (state, frozen, batch, key) → (state, measures); the state is donated.
 
     Every leaf of the batch is (micro-batches, examples, …); gradients are the mean over the micro-batches. A step
     whose loss, gradient or update is not finite changes no parameter and no moment, and is measured as `skipped`.
+    `unroll` writes the micro-batches out instead of looping; None does so on a CPU, whose compiler makes a
+    convolution's gradient some ten times slower in a loop than outside.
     """
+    unroll = jax.default_backend() == "cpu" if unroll is None else unroll
 
     def gradient(params, frozen, micro_batch, keys):
         def objective(params):
-            model = trees.merge(graphdef, _gathered({**frozen, **params}, mesh))
+            model = trees.merge(graphdef, sharding.gather({**frozen, **params}, mesh))
             lora.set_dropout(model, keys[1])
             return loss(model, micro_batch, keys[0])
 
@@ -68,8 +93,7 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, one(*item)), None
 
         first = jax.tree.map(lambda x: x[0], batch)
-        if jax.default_backend() == "cpu":
-            # XLA's compiler for CPUs makes a convolution's gradient some ten times slower in a loop than outside
+        if unroll:
             total = one(0, first)
             for i in range(1, micro_batches):
                 total, _ = add(total, (i, jax.tree.map(lambda x, i=i: x[i], batch)))
@@ -78,22 +102,22 @@ def make_train_step(
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(add, zeros, (jnp.arange(micro_batches), batch))
         grads, measures = total
-        grads = jax.lax.with_sharding_constraint(grads, sharding.split(grads, mesh))
+        grads = jax.lax.with_sharding_constraint(grads, sharding.param_shardings(grads, mesh))
         grads = jax.tree.map(lambda g: g / micro_batches, grads)
 
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         finite = jnp.isfinite(norm) & jnp.isfinite(measures["loss"][0]) & jnp.isfinite(optax.tree.norm(updates))
         new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
-        new["ema"] = {
-            sigma_rel: ema.update(average, new["params"], state["step"] + 1, float(sigma_rel))
-            for sigma_rel, average in state["ema"].items()
-        }
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
         measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}
-        new_state = {"step": state["step"] + 1, **kept}
+        averages = {
+            sigma_rel: ema.update(average, kept["params"], state["step"] + 1, float(sigma_rel))
+            for sigma_rel, average in state["ema"].items()
+        }
+        new_state = {"step": state["step"] + 1, **kept, "ema": averages}
         return jax.lax.with_sharding_constraint(
-            (new_state, measures), (sharding.split(new_state, mesh), sharding.whole(mesh))
+            (new_state, measures), (sharding.param_shardings(new_state, mesh), sharding.replicated(mesh))
         )
 
     return jax.jit(step, donate_argnums=0)
@@ -106,15 +130,10 @@ def make_eval_step(
 
     @jax.jit
     def step(params, frozen, batch, key):
-        measures = loss(trees.merge(graphdef, _gathered({**frozen, **params}, mesh)), batch, key)[1]
-        return jax.lax.with_sharding_constraint(measures, sharding.whole(mesh))
+        measures = loss(trees.merge(graphdef, sharding.gather({**frozen, **params}, mesh)), batch, key)[1]
+        return jax.lax.with_sharding_constraint(measures, sharding.replicated(mesh))
 
     return step
-
-
-def _gathered(params: trees.Params, mesh: Mesh) -> trees.Params:
-    """The leaves whole on every device, leaf by leaf where they are used; gradients go the other way."""
-    return jax.lax.with_sharding_constraint(params, sharding.whole(mesh))
 
 
 def means(measures: Iterable[Measures]) -> dict[str, float]:
@@ -136,7 +155,7 @@ def evaluate(
 
 def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Mapping[str, jax.Array]]:
     """Every process's part of each batch, (examples, …), as one array over the mesh."""
-    where = sharding.over_examples(mesh)
+    where = sharding.batch_sharding(mesh)
     for batch in batches:
         yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), dict(batch))
 
@@ -145,7 +164,7 @@ def micro_batched(
     batches: Iterator[Mapping[str, np.ndarray]], count: int, mesh: Mesh
 ) -> Iterator[Mapping[str, jax.Array]]:
     """As `on_devices`, `count` batches as one of (micro-batches, examples, …), one ahead of the step that computes."""
-    where = sharding.over_examples(mesh, axis=1)
+    where = sharding.batch_sharding(mesh, axis=1)
 
     def put(group):
         joined = jax.tree.map(lambda *xs: np.stack(xs), *map(dict, group))
@@ -172,9 +191,7 @@ def fit(
     eval_every: int,
     log: Callable[[int, dict[str, float]], None],
     save: Callable[[int, State], None],
-    snapshot_every: int | None,
-    snapshot: Callable[[int, State], None],
-    progress: Callable[[int], None],
+    progress: Callable[[int, State], None],
 ) -> State:
     """Runs from the state's step to `num_steps`.
 
@@ -184,8 +201,7 @@ def fit(
         key: all randomness of the run.
         log: gets (step, {measure: value}) every `log_every` steps, and validation measures every `eval_every`.
         save: gets (step, state) after each validation and at the end; it must have copied the state on return.
-        snapshot_every, snapshot: the averages' snapshots, of which a run keeps all; None takes none.
-        progress: gets the step after every step.
+        progress: gets (step, state) after every step, before validation and save.
     """
     train_key, eval_key = jax.random.split(key)
     start, pending = int(state["step"]), []
@@ -202,10 +218,8 @@ def fit(
         if step % log_every == 0 or step == num_steps:
             log(step, {f"train/{name}": value for name, value in means(pending).items()})
             pending = []
-        if snapshot_every and (step % snapshot_every == 0 or step == num_steps):
-            snapshot(step, state)
+        progress(step, state)
         if step % eval_every == 0 or step == num_steps:
             validate(step)
             save(step, state)
-        progress(step)
     return state

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 import mmaudio_jax
 from mmaudio_jax import sharding, trees
-from mmaudio_jax.errors import UserError
+from mmaudio_jax.errors import UserError, reading
 from mmaudio_jax.files import atomic_directory
 
 SCHEMA_VERSION = 1
@@ -157,7 +157,7 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
         network: what it must hold, a key of `NETWORKS`.
         dtype: compute dtype to be; with bfloat16 the leaves that are computed in it are stored in it too. Whoever
             trains or adapts weights needs float32.
-        mesh: where the leaves are to lie, by `sharding.split`; None: on the first local device.
+        mesh: where the leaves are to lie, by `sharding.param_shardings`; None: on the first local device.
 
     Raises:
         UserError: it is not there (names the command that makes it), holds another network or is damaged.
@@ -169,7 +169,7 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
     found = metadata["network"]
     if STAND_INS.get(found, found) != network:
         raise UserError(f"{directory} holds a {found} network where a {network} one is needed")
-    if found in STAND_INS:
+    if found in STAND_INS and jax.process_index() == 0:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
     try:
         config = config_class(found)(**_tuples(metadata["config"]))
@@ -177,18 +177,14 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
         raise UserError(f"{directory / 'metadata.json'} is damaged ({error}); convert the weights again") from None
     storage = _storage(found, config, dtype)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    where = sharding.split(storage, mesh) if mesh else dict.fromkeys(storage, one_device)
+    where = sharding.param_shardings(storage, mesh) if mesh else dict.fromkeys(storage, one_device)
     target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in storage.items()}
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            params = checkpointer.restore(
-                (directory / "params").absolute(),
-                item=target,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            )
-    except Exception as error:  # Orbax and TensorStore have many for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{directory} is damaged ({reason}); convert the weights again") from None
+    with reading(directory, "convert the weights again"), ocp.PyTreeCheckpointer() as checkpointer:
+        params = checkpointer.restore(
+            (directory / "params").absolute(),
+            item=target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        )
     return Weights(directory, found, config, params, metadata)
 
 

@@ -55,8 +55,10 @@ def test_synthesis(expected, tracked):
 @settings(deadline=None)
 @given(st.floats(0.01, 0.27), st.integers(2, 10**6))
 def test_an_average_of_what_stands_still_is_that(sigma_rel, step):
-    assert 0 < float(ema.share(step, sigma_rel)) <= 1
+    assert 0 < float(ema.one_minus_beta(step, sigma_rel)) <= 1
     assert ema.coefficients([step], [sigma_rel], step, sigma_rel) == pytest.approx([1.0])
+    steps, sigmas = np.repeat(100 * np.arange(1, 31), 2), np.tile([0.05, 0.1], 30)
+    assert ema.coefficients(steps, sigmas, 3000, 0.05 + 0.05 * sigma_rel).sum() == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.29, 1.0])
@@ -78,7 +80,7 @@ def test_a_run_tracks_averages_and_they_make_another(small_weights, small_featur
     )
     run = tmp_path / "run"
     experiment.run(train_config, run, dry_run=False, devices=jax.devices()[:1])
-    assert checkpoint.Snapshots(run, read_only=True).steps == [2, 4, 6] and len(trace) == 3
+    assert checkpoint.Snapshots(run).steps == [2, 4, 6] and len(trace) == 3
 
     monkeypatch.setattr(sys, "argv", ["ema", str(run), "--sigma_rel", "0.1", "--out", str(tmp_path / "mean")])
     with pytest.raises(SystemExit) as end:
@@ -93,3 +95,18 @@ def test_a_run_tracks_averages_and_they_make_another(small_weights, small_featur
         experiment.run(train_config, tmp_path / "mean", dry_run=False, devices=jax.devices()[:1])
     with pytest.raises(UserError, match="has no snapshot of step 5; there are 2, 4, 6"):
         ema.synthesise(run, 5, 0.1)
+    with pytest.raises(
+        UserError, match=r"1 snapshot\(s\) of σ_rel 0.05, 0.1 cannot make one of 0.25: their shares add"
+    ):
+        ema.synthesise(run, 2, 0.25)
+
+
+def test_snapshots_after_the_checkpoint_are_another_past(tmp_path):
+    with checkpoint.Snapshots(tmp_path, 0) as snapshots:
+        for step in (1, 2, 3):
+            snapshots.save(step, {"0.1": {"w": jnp.full(3, float(step))}})
+    with checkpoint.Snapshots(tmp_path, 1) as snapshots:
+        assert snapshots.steps == [1]
+        snapshots.save(2, {"0.1": {"w": jnp.full(3, 7.0)}})
+    with checkpoint.Snapshots(tmp_path) as snapshots:
+        assert snapshots.steps == [1, 2] and snapshots.load(2)["0.1"]["w"].tolist() == [7, 7, 7]

@@ -3,6 +3,7 @@
 import io
 import sys
 
+import jax
 import pytest
 
 from mmaudio_jax import errors
@@ -45,3 +46,12 @@ def test_a_console_of_few_characters_ends_nothing(monkeypatch):
     assert end.value.code == 0
     narrow.flush()
     assert narrow.buffer.getvalue() == b"loss ? 0.5\n"
+
+
+def test_damage_is_told_and_want_of_memory_is_not_damage():
+    with pytest.raises(errors.UserError, match=r"x/6 is damaged or none of this program's \(NOT_FOUND\); remove it"):
+        with errors.reading("x/6", "remove it"):
+            raise ValueError("NOT_FOUND\nand a long specification")
+    for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError()):
+        with pytest.raises(type(error)), errors.reading("x/6", "remove it"):
+            raise error

@@ -155,9 +155,9 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, c
 def test_a_damaged_or_foreign_checkpoint_is_named(small_config, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "run")
-    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
         train(small_config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
         checkpoint.load_adapter(tmp_path / "run")
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_state_is_named_by_all_who_read_it(small_config, finished, tmp
     if damage == "without":
         shutil.rmtree(state)
     for read in (lambda: train(small_config, tmp_path / "run"), lambda: checkpoint.load_adapter(tmp_path / "run")):
-        with pytest.raises(UserError, match=r"checkpoints/6 is damaged or no checkpoint of this program"):
+        with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
             read()
 
 

@@ -41,9 +41,9 @@ class Run:
         graphdef, trained, frozen = network(golden, adapted)
         optimizer = optim.make_optimizer(RECIPE, 100)
         state = training.initial_state({k: np.array(v) for k, v in trained.items()}, optimizer, mesh)
-        frozen = sharding.place(frozen, mesh)
+        frozen = sharding.shard(frozen, mesh)
         step = training.make_train_step(graphdef, golden_loss, optimizer, mesh)
-        batches = [jax.device_put(golden_batch(golden, k, 8), sharding.over_examples(mesh, 1)) for k in range(STEPS)]
+        batches = [jax.device_put(golden_batch(golden, k, 8), sharding.batch_sharding(mesh, 1)) for k in range(STEPS)]
         self.compiled = step.lower(state, frozen, batches[0], jax.random.key(0)).compile()
         for k, batch in enumerate(batches):
             state, measures = self.compiled(state, frozen, batch, jax.random.key(0))

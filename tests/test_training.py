@@ -65,7 +65,7 @@ def test_twelve_steps_of_the_published_recipe(golden, one_device):
         return np.array([np.linalg.norm(published[name]) for name in names])
 
     optimizer, rate = optim.make_optimizer(RECIPE, 12), optim.learning_rate(RECIPE, 12)
-    state = training.initial_state(params, optimizer, one_device)
+    state = training.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device)  # it takes them over
     step = training.make_train_step(weights.graphdef(), golden_loss, optimizer, one_device)
     for k in range(12):
         state, measures = step(state, frozen, golden_batch(golden, k), jax.random.key(0))
@@ -133,11 +133,12 @@ def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy, on
     assert old["params"]["layer.lora_a"].is_deleted() and step._cache_size() == 1
 
 
-def test_accumulation_is_the_mean_over_micro_batches(one_device):
+@pytest.mark.parametrize("unroll", [True, False])
+def test_accumulation_is_the_mean_over_micro_batches(one_device, unroll):
     graphdef, params = trees.split(Toy(nnx.Rngs(0)))
     optimizer, batch = optax.sgd(1.0), toy_batch(1, (4, 2))
     joined = {k: v.reshape(1, 8, -1) for k, v in batch.items()}
-    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
+    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device, unroll)
     one, two = (
         step(training.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device), {}, b, jax.random.key(0))[
             0
@@ -163,6 +164,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy, one_devic
     state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
     assert training.means([measures])["skipped"] == 0
     assert not np.array_equal(state["params"]["layer.lora_b"], before["params"]["layer.lora_b"])
+
+
+def test_the_published_schedules():
+    def rates(schedule, *steps):
+        rate = optim.learning_rate(optim.OptimizerConfig(1e-4, schedule, 1000, 0.9, 0.95, 1e-8, 1e-6, 1.0), 300_000)
+        return [float(rate(step)) for step in steps]
+
+    assert rates("step", 1000, 240_999, 241_000, 270_999, 271_000) == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
+    assert rates("poly", 1000, 151_000) == pytest.approx([1e-4, 1e-4 * 0.5**0.9], rel=1e-5)
+    assert rates("constant", 499, 1000, 299_999) == pytest.approx([1e-4 * 500 / 1001, 1e-4, 1e-4])
 
 
 def test_the_learning_rate_rises_then_follows_a_cosine_to_zero():

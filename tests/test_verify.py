@@ -111,6 +111,17 @@ def test_damage_is_found_and_the_rest_goes_on(trained_clip, run, tmp_path):
     assert "FAILED  reading it" in findings["unreadable"] and "convert the weights again" in findings["unreadable"]
 
 
+def test_a_damaged_codec_does_not_end_the_check(demo_weights, trained_clip, run, tmp_path):
+    for name in ("bigvgan_16k", "vae_16k"):
+        shutil.copytree(demo_weights / name, tmp_path / name)
+        metadata = tmp_path / name / "metadata.json"
+        network = {"bigvgan_16k": "bigvgan", "vae_16k": "vae"}[name]
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "network": network}))
+    shutil.copytree(trained_clip / "clip", tmp_path / "clip")
+    code, printed = run(tmp_path)
+    assert code == 1 and printed.count("FAILED") == 2 and "a red square: cosine" in printed
+
+
 def test_a_folder_without_weights(run, tmp_path):
     code, printed = run(tmp_path)
     assert code == 1 and "there are no weights in" in printed and "python -m convert" in printed
