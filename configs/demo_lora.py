@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.validation_fraction = 0.1
     config.batch_size = 8
     config.accumulation = 1
-    config.num_steps = 700
+    config.num_steps = 600
     config.log_every = 50
     config.eval_every = 200
     config.workers = 0

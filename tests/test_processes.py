@@ -79,7 +79,8 @@ def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp
     assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
 
 
-def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path):
+def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 64)  # so that what trains is split, too
     workdir = shutil.copytree(alone, tmp_path / "run")
     for step in (STOP, STEPS):
         shutil.rmtree(workdir / checkpoint.FOLDER / str(step))

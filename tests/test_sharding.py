@@ -40,7 +40,7 @@ class Run:
     def __init__(self, golden, adapted, mesh):
         graphdef, trained, frozen = network(golden, adapted)
         optimizer = optim.make_optimizer(RECIPE, 100)
-        state = training.initial_state({k: np.array(v) for k, v in trained.items()}, optimizer, mesh)
+        state = training.initial_state({k: np.array(v) for k, v in trained.items()}, optimizer, mesh, averages=(0.1,))
         frozen = sharding.shard(frozen, mesh)
         step = training.make_train_step(graphdef, golden_loss, optimizer, mesh)
         batches = [jax.device_put(golden_batch(golden, k, 8), sharding.batch_sharding(mesh, 1)) for k in range(STEPS)]
@@ -74,7 +74,8 @@ def test_eight_devices_equal_one(golden, alone, sizes):
     assert relative_error(flat(many.gradients), flat(one.gradients)) < 1e-5
     assert relative_error(flat(many.params), flat(one.params)) < 1e-4
 
-    # a device holds its share of what is large (parameters, moments, the frozen rest), of the batch, and all else
+    # a device holds its share of what is large (parameters, moments, averages, the frozen rest), of the batch, and all
+    # else
     fsdp = sizes[1]
     small, large = (
         sum(x.nbytes for x in many.state if (x.size >= sharding.SMALL) == is_large) for is_large in (False, True)
@@ -90,6 +91,7 @@ def test_eight_devices_equal_one(golden, alone, sizes):
     gathered = re.findall(r"= f32\[([\d,]*)\]\S* all-gather", many.compiled.as_text())
     shapes = [tuple(map(int, shape.split(","))) for shape in gathered]
     assert bool(shapes) == (fsdp > 1) and all(shape in split for shape in shapes)
+    assert not re.search("all-to-all|collective-permute", many.compiled.as_text())
 
 
 @given(st.lists(st.integers(1, 4096), max_size=3).map(tuple), st.sampled_from([1, 2, 4, 8]))
