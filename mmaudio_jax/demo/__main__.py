@@ -23,7 +23,7 @@ from mmaudio_jax.sampling import Pipeline
 
 MARK = ".demo"  # in a folder that the demo made, and may make anew
 BASE = Path(__file__).with_name("base")
-HELD_OUT, LESSONS = (32, 12), (128, 13)  # (scenes, seed): to listen to, and to train on
+HELD_OUT, LESSONS = (32, 12), (144, 13)  # (scenes, seed): to listen to, and to train on
 # the new material, and enough of the old ones that they are not forgotten: most of the one that sounds nearest
 TURNS = ("glass", "metal", "glass", "wood", "metal", "glass", "drum")
 BEFORE = f"""\
