@@ -16,6 +16,7 @@ import numpy as np
 
 from mmaudio_jax import features, numerics, sampling, trees, weights
 from mmaudio_jax.models import bigvgan, clip, mmaudio, synchformer, vae
+from mmaudio_jax.sequence import mode_of
 
 MODELS = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 BATCHES = (1, 8)
@@ -50,7 +51,7 @@ def lora_step(flow: weights.Weights, dtype) -> list[str]:
 
 def generate(flow: weights.Weights, dtype) -> list[str]:
     """Memory at each batch size, seconds at the first."""
-    mode = workload.mode_of(flow.config).name
+    mode = mode_of(flow.config.latent_dim).name
     coder = workload.random_weights("vae", vae.PRESETS[f"vae_{mode}"])
     vocoder = workload.random_weights("bigvgan", bigvgan.PRESETS[f"bigvgan_{mode}"])
     flow, cells = flow.cast(dtype), []

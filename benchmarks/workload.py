@@ -15,17 +15,12 @@ from flax import nnx  # noqa: E402
 
 from mmaudio_jax import lora, objective, optim, sampling, sharding, training, trees, weights  # noqa: E402
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
-from mmaudio_jax.sequence import MODES, AudioMode, lengths  # noqa: E402
+from mmaudio_jax.sequence import lengths, mode_of  # noqa: E402
 
 LORA = lora.LoRAConfig(64, 64.0, 0.1, ("qkv", "ffn"), {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"})
 OPTIMIZER = optim.OptimizerConfig(1e-4, "cosine", 2, 0.9, 0.999, 1e-8, 0.01, 1.0)
 OBJECTIVE = objective.ObjectiveConfig("logit_normal", 0.1, 0.0, 0.1)
 SECONDS, STEPS, GUIDANCE = 8.0, 25, 4.5
-
-
-def mode_of(config: MMAudioConfig) -> AudioMode:
-    """The audio mode of a flow network."""
-    return next(mode for mode in MODES.values() if mode.latent_dim == config.latent_dim)
 
 
 def definition(config: MMAudioConfig, **numerics) -> nnx.GraphDef:
@@ -50,7 +45,7 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
     mesh = sharding.make_mesh(sharding.MeshConfig(1, 1), jax.local_devices()[:1])
     step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
-    rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config))
+    rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config.latent_dim))
 
     def values(*shape):
         return rng.standard_normal((1, batch_size, *shape), np.float32)
@@ -72,7 +67,7 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
 
 def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple[tuple, dict]:
     """Arguments of `sampling.sample` for `batch_size` sounds of `SECONDS`."""
-    length = lengths(SECONDS, mode_of(config))
+    length = lengths(SECONDS, mode_of(config.latent_dim))
     text = (config.text_len, config.text_dim)
     shapes = ((length.clip, config.clip_dim), (length.sync, config.sync_dim), text, text)
     features = [jnp.ones((batch_size, *shape)) for shape in shapes]

@@ -17,7 +17,7 @@ from mmaudio_jax.data import mel
 from mmaudio_jax.data.captions import tokenize
 from mmaudio_jax.features import Encoders
 from mmaudio_jax.models.mmaudio import MMAudio
-from mmaudio_jax.sequence import MODES, SYNC_SEGMENT, AudioMode, lengths
+from mmaudio_jax.sequence import MODES, SYNC_SEGMENT, AudioMode, lengths, mode_of
 
 SECONDS = 3.0  # of every rendered sound
 TONE = 440.0  # Hz
@@ -136,7 +136,7 @@ def flow(root: Path, model: str) -> Iterator[Finding]:
     mean, std = (np.asarray(network.params[f"latent_{name}"]).ravel() for name in ("mean", "std"))
     yield between("standard deviations of the latent's channels", std.min(), std.max(), STATISTICS)
     yield between("means of the latent's channels", mean.min(), mean.max(), (-STATISTICS[1], STATISTICS[1]))
-    mode = next((mode for mode in MODES.values() if mode.latent_dim == network.config.latent_dim), None)
+    mode = mode_of(network.config.latent_dim)
     if mode is None:
         yield Finding("latent channels", str(network.config.latent_dim), "20 or 40", False)
         return

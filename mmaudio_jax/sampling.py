@@ -17,7 +17,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.bigvgan import BigVGAN
 from mmaudio_jax.models.mmaudio import Conditions, MMAudio
 from mmaudio_jax.models.vae import VAE
-from mmaudio_jax.sequence import MODES, AudioMode, lengths
+from mmaudio_jax.sequence import AudioMode, lengths, mode_of
 
 if TYPE_CHECKING:  # it loads Orbax
     from mmaudio_jax.checkpoint import Adapter
@@ -159,7 +159,7 @@ class Pipeline:
         from mmaudio_jax.features import Encoders
 
         flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
-        mode = next((m for m in MODES.values() if m.latent_dim == flow.config.latent_dim), None)
+        mode = mode_of(flow.config.latent_dim)
         if mode is None:
             raise UserError(f"{root / model} has {flow.config.latent_dim} latent channels, which no audio mode has")
         vae = weights.load(root / f"vae_{mode.name}", "vae")

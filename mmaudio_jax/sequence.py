@@ -26,11 +26,16 @@ class AudioMode:
     latent_dim: int
 
 
+VAE_FACTOR = 2  # mel frames a latent frame
 MODES = {
     "16k": AudioMode("16k", sample_rate=16_000, hop=256, mel_bins=80, latent_dim=20),
     "44k": AudioMode("44k", sample_rate=44_100, hop=512, mel_bins=128, latent_dim=40),
 }
-VAE_FACTOR = 2  # mel frames a latent frame
+
+
+def mode_of(latent_dim: int) -> AudioMode | None:
+    """The mode whose latents have so many channels, if one has."""
+    return next((mode for mode in MODES.values() if mode.latent_dim == latent_dim), None)
 
 
 @dataclasses.dataclass(frozen=True)

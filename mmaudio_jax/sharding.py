@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmaudio_jax.errors import UserError
 
-DATA, FSDP = AXES = "data", "fsdp"
+FSDP = "fsdp"
+AXES = ("data", FSDP)
 SMALL = 1 << 14  # elements: what is smaller is not worth gathering, every device holds it whole
 
 

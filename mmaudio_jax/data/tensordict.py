@@ -15,7 +15,7 @@ import numpy as np
 from mmaudio_jax.data.example import TEXT_LENGTH, FeatureSet, Metadata, example_shapes
 from mmaudio_jax.data.table import read_table
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sequence import CLIP_FPS, MODES, SYNC_FPS, VAE_FACTOR, AudioMode, lengths
+from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS, VAE_FACTOR, AudioMode, lengths, mode_of
 
 PUBLISHED = {
     "mean": "mean",
@@ -100,7 +100,7 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, int, int]]:
 def _mode_and_duration(path: Path, shapes: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
     """The duration is not stored: the roundest one that has these lengths."""
     _, latent, channels = shapes["mean"]
-    mode = next((mode for mode in MODES.values() if mode.latent_dim == channels), None)
+    mode = mode_of(channels)
     if mode is None:
         raise UserError(f"the feature set {path} has {channels} latent channels; 16k has 20 and 44k has 40")
     fitting = [duration for duration in _durations(latent, mode) if _fits(duration, mode, shapes)]
