@@ -38,7 +38,14 @@ def reference_resize(image: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [((90, 160), (24, 24)), ((17, 33), (40, 50)), ((61, 48), (61, 12)), ((300, 20), (20, 20)), ((2, 3), (8, 9))],
+    [
+        ((90, 160), (24, 24)),
+        ((24, 31), (24, 31)),
+        ((17, 33), (40, 50)),
+        ((61, 48), (61, 12)),
+        ((300, 20), (20, 20)),
+        ((2, 3), (8, 9)),
+    ],
 )
 def test_resize_is_the_two_pass_integer_rule(old, new):
     image = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)

@@ -36,6 +36,8 @@ def resize(image: Image, height: int, width: int, crop: int | None = None) -> UI
     With `crop`, only the central crop×crop of the result is computed. Equal in every bit to what PyTorch's uint8
     interpolation computes, which the encoders were trained on.
     """
+    if image.shape[:2] == (height, width) == (crop or height, crop or width):
+        return image  # what the passes would give
     columns, rows = _Bicubic(image.shape[1], width, crop), _Bicubic(image.shape[0], height, crop)
     planes = image[rows.used, columns.used].transpose(2, 1, 0).astype(np.int32, order="C")  # (channel, column, row)
     return np.stack([rows(columns(plane).T) for plane in planes], axis=-1).astype(np.uint8)
