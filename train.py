@@ -47,13 +47,13 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 @errors.main
-def main(_) -> None:
+def main(_) -> int:
     """Hands the config over to the experiment."""
     from mmaudio_jax import config, distributed, experiment
 
     distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     train_config = config.from_mapping(experiment.TrainConfig, CONFIG.value.to_dict())
-    experiment.run(train_config, Path(WORKDIR.value), DRY_RUN.value)
+    return experiment.run(train_config, Path(WORKDIR.value), DRY_RUN.value)
 
 
 if __name__ == "__main__":

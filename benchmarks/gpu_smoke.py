@@ -23,7 +23,7 @@ import recipe
 from flax import nnx
 
 from convert import checkpoint_file, matching
-from mmaudio_jax import sampling, training, trees
+from mmaudio_jax import sampling, train_step, trees
 from mmaudio_jax.models.mmaudio import PRESETS
 
 CONFIG = PRESETS["small_16k"]
@@ -78,7 +78,7 @@ def train(base: trees.Params, batch_size: int, steps: int) -> None:
         f"LoRA step, batch {batch_size}",
         f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.2g} samples/s; first {first:.1f} s)",
     )
-    loss = training.means(losses[:1])["loss"], training.means(losses[-1:])["loss"]
+    loss = train_step.means(losses[:1])["loss"], training.means(losses[-1:])["loss"]
     report("loss, first and last step", f"{loss[0]:.4f} → {loss[1]:.4f}; compiled {step._cache_size()} time(s)")
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from mmaudio_jax import lora, objective, optim, sampling, sharding, training, trees, weights  # noqa: E402
+from mmaudio_jax import lora, objective, optim, sampling, sharding, train_step, trees, weights  # noqa: E402
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
 from mmaudio_jax.sequence import lengths, mode_of  # noqa: E402
 
@@ -44,7 +44,7 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
     trained, frozen = trees.partition({**leaves, **base}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
     mesh = sharding.make_mesh(sharding.MeshConfig(1, 1), jax.local_devices()[:1])
-    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
+    step = train_step.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
     rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config.latent_dim))
 
     def values(*shape):
@@ -61,7 +61,7 @@ def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype)
         "position": np.arange(batch_size)[None],
     }
     batch = jax.device_put(batch, sharding.batch_sharding(mesh, axis=1))
-    state = training.initial_state(trained, optimizer, mesh)
+    state = train_step.initial_state(trained, optimizer, mesh)
     return step, state, (sharding.shard(frozen, mesh), batch, jax.random.key(0))
 
 

@@ -2,15 +2,20 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+from orbax.checkpoint import checkpoint_managers
 
-from mmaudio_jax import trees
-from mmaudio_jax.errors import UserError, reading
+from mmaudio_jax import distributed, trees
+from mmaudio_jax.errors import Damaged, UserError, reading
 from mmaudio_jax.files import atomic_directory
 
 State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.training`
@@ -23,7 +28,8 @@ ADVICE = {  # where the value cannot be given
 ALONE = "alone"  # in what is kept of a run: its leaves are all there is, it cannot go on
 FOLDER = "checkpoints"  # of a workdir
 SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
-KEEP = 3  # the newest checkpoints that are kept
+DAMAGED = "damaged"  # of a workdir: checkpoints that could not be read
+BEST = "best"  # RUN@best: the checkpoint of the lowest validation loss
 # what a resumed run may have otherwise: how it is shown, read and shared out, and where the same base lies
 MAY_CHANGE = (
     *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
@@ -48,6 +54,21 @@ class _Kept:
         self._manager.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run remembers of its validations: the lowest loss, its step, and how many came after it."""
+
+    best_loss: float = math.inf
+    best_step: int = 0
+    since_best: int = 0
+
+    def after(self, step: int, loss: float) -> "Progress":
+        """With one validation more."""
+        if loss < self.best_loss:
+            return Progress(loss, step, 0)
+        return dataclasses.replace(self, since_best=self.since_best + 1)
+
+
 class RunCheckpoints(_Kept):
     """The checkpoints in `workdir/checkpoints`, written in the background, each whole or not there.
 
@@ -55,37 +76,92 @@ class RunCheckpoints(_Kept):
         workdir: the run's folder.
         run: what the run is, JSON values: `config`, `base` and `data` (what they are, and where), version. It is
             stored with every checkpoint; opening a folder that holds another run's is an error.
+        keep_last: how many of the newest are kept; the one of the lowest loss is kept as well.
+        keep_every: those of multiples of this step are kept as well; 0 none.
         read_only: looks at what is there, and makes nothing.
 
     Raises:
         UserError: the folder belongs to another run (names the first key that differs).
     """
 
-    def __init__(self, workdir: Path, run: Mapping[str, Any], read_only: bool = False):
-        self._run = dict(run)
-        options = ocp.CheckpointManagerOptions(max_to_keep=None if read_only else KEEP, read_only=read_only)
-        self._manager = _open(workdir, options)
+    def __init__(
+        self, workdir: Path, run: Mapping[str, Any], keep_last: int = 1, keep_every: int = 0, read_only: bool = False
+    ):
+        self._workdir, self._run = workdir, dict(run)
+        policies = [
+            checkpoint_managers.LatestN(keep_last),
+            checkpoint_managers.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+            *([checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []),
+        ]
+        preserve = checkpoint_managers.AnyPreservationPolicy(policies)
+        self._manager = _open(workdir, ocp.CheckpointManagerOptions(preservation_policy=preserve, read_only=read_only))
         self.latest_step: int | None = self._manager.latest_step()
         try:
-            if self.latest_step is not None:
-                stored = _read_run(self._manager, self.latest_step)
-                if ALONE in stored:
-                    raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
-                _check_same("", stored, self._run, workdir)
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                with contextlib.suppress(Damaged):  # `restore` deals with it
+                    stored = _read_json(self._manager, step, "run")
+                    if ALONE in stored:
+                        raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
+                    _check_same("", stored, self._run, workdir)
+                    break
         except UserError:
             self.close()
             raise
 
-    def save(self, step: int, state: State) -> None:
-        """Starts saving; the state has been copied when this returns."""
+    def save(self, step: int, state: State, progress: Progress, loss: float | None = None) -> None:
+        """Starts saving; the state has been copied when this returns. `loss` is the validation's, if there was one."""
         self._manager.save(
             step,
-            args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=ocp.args.JsonSave(self._run)),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                run=ocp.args.JsonSave(self._run),
+                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                checksums=ocp.args.JsonSave(_checksums(state)),
+            ),
+            metrics=None if loss is None else {"loss": loss},
         )
 
-    def restore(self, like: State) -> State:
-        """The newest state; `like` gives structure, shapes and shardings, as of `training.abstract_state`."""
-        return _restore_tree(self._manager, self.latest_step, like)
+    def restore(self, like: State) -> tuple[State | None, Progress]:
+        """The newest whole state, None if there is none yet, and what the run remembers.
+
+        What is damaged is named, and moved out of the way into `workdir/damaged`.
+
+        Args:
+            like: structure, shapes and shardings, as of `train_step.abstract_state`.
+
+        Raises:
+            UserError: all are damaged.
+        """
+        steps, damaged = sorted(self._manager.all_steps(), reverse=True), []
+        for step in steps:
+            damage = None
+            try:
+                _read_json(self._manager, step, "run")
+                state = _restore_tree(self._manager, step, like)
+                _check_sums(self._manager, step, state)
+                progress = Progress(**_read_json(self._manager, step, "progress"))
+            except Damaged as error:
+                damage = error
+            if not distributed.anywhere(damage is not None):
+                self._set_aside(damaged)
+                return state, progress
+            damaged.append(step)
+            distributed.say(f"warning: {damage or f'another process cannot read step {step}'}")
+        if damaged:
+            raise UserError(f"no checkpoint in {self._workdir} can be read; choose another --workdir")
+        return None, Progress()
+
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        """Moves checkpoints out of the folder that Orbax looks through."""
+        if steps and distributed.is_main():
+            for step in steps:
+                aside = self._workdir / DAMAGED / str(step)
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(exist_ok=True)
+                (self._workdir / FOLDER / str(step)).rename(aside)
+        if steps:
+            distributed.wait_for_all("damaged checkpoints are set aside")
+            self._manager.reload()
 
 
 class Snapshots(_Kept):
@@ -152,39 +228,72 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
     """
     with atomic_directory(path) as folder:
         with RunCheckpoints(folder, adapter.run | {ALONE: True}) as checkpoints:
-            checkpoints.save(adapter.step, {"params": adapter.params})
+            checkpoints.save(adapter.step, {"params": adapter.params}, Progress())
 
 
 def read_run(workdir: Path) -> dict[str, Any]:
-    """What a run is, as its newest checkpoint tells; see `load_adapter`."""
-    with _opened(workdir) as (manager, step):
-        return _read_run(manager, step)
+    """What a run is, as its checkpoint tells; see `load_adapter`."""
+    with _opened(workdir) as (manager, steps):
+        return _newest_whole(steps, lambda step: _read_json(manager, step, "run"))
 
 
 def load_adapter(workdir: Path) -> Adapter:
-    """The newest trained leaves of a run.
+    """The newest trained leaves of a run, or those of `RUN@best` or `RUN@STEP`.
 
     Raises:
-        UserError: the folder holds no checkpoint.
+        UserError: the folder holds no such checkpoint, or none that is whole.
     """
-    with _opened(workdir) as (manager, step):
-        return Adapter(_restore_local(manager, step, "params")["params"], step, _read_run(manager, step))
+    with _opened(workdir) as (manager, steps):
+
+        def load(step):
+            state = _restore_local(manager, step, "params")
+            _check_sums(manager, step, state)
+            return Adapter(state["params"], step, _read_json(manager, step, "run"))
+
+        return _newest_whole(steps, load)
+
+
+def _newest_whole(steps: Sequence[int], load: Callable[[int], Any]) -> Any:
+    """What `load` gives for the first of these steps that is not damaged; names those before it."""
+    for step in steps:
+        try:
+            return load(step)
+        except Damaged as error:
+            if step == steps[-1]:
+                raise
+            distributed.say(f"warning: {error}")
 
 
 @contextlib.contextmanager
-def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
+    """The manager of a run, and the steps that are meant, newest first."""
+    name, _, chosen = workdir.name.rpartition("@") if not workdir.exists() else (workdir.name, "", "")
+    workdir = workdir.with_name(name or workdir.name)
     if not (workdir / FOLDER).is_dir():
         there = f"there is no folder {FOLDER} in it" if workdir.exists() else "it does not exist"
         raise UserError(f"{workdir} is no training run: {there}")
-    with _open(workdir, ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = manager.latest_step()
-        if step is None:
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_loss, best_mode="min")
+    with _open(workdir, options) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        if not steps:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
-        yield manager, step
+        if chosen == BEST:
+            best = manager.best_step()
+            steps = [steps[0] if best is None else best]
+        elif chosen:
+            if chosen not in map(str, steps):
+                raise UserError(f"{workdir} has no checkpoint {chosen}; there are {', '.join(map(str, steps))}")
+            steps = [int(chosen)]
+        yield manager, steps
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+    return metrics["loss"]
 
 
 def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    handlers |= {name: ocp.JsonCheckpointHandler() for name in ("run", "progress", "checksums")}
     return ocp.CheckpointManager((workdir / folder).absolute(), options=options, item_handlers=handlers)
 
 
@@ -209,12 +318,36 @@ def _restore_local(manager: ocp.CheckpointManager, step: int, name: str | None =
 
 
 def _reading(manager: ocp.CheckpointManager, step: int):
-    advice = "remove that folder to go on from the one before, or choose another --workdir"
-    return reading(manager.directory / str(step), advice)
+    return reading(manager.directory / str(step), "choose another --workdir, or start again")
 
 
-def _read_run(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    return _restore(manager, step, "run", ocp.args.JsonRestore())
+def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:
+    return _restore(manager, step, item, ocp.args.JsonRestore())
+
+
+@jax.jit
+def _checksum(leaf: Array) -> UInt32[Array, ""]:
+    """A number that any changed bit changes: the words of 32 bits, each times an odd number of its place, summed."""
+    words = jax.lax.bitcast_convert_type(leaf, jnp.uint32).ravel()
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+def _checksums(state: State) -> dict[str, int]:
+    """{path: checksum} of all leaves, the same however they are split over devices."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    sums = jax.device_get([_checksum(leaf) for _, leaf in leaves])
+    return {jax.tree_util.keystr(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+def _check_sums(manager: ocp.CheckpointManager, step: int, state: State) -> None:
+    """Raises Damaged unless these leaves are in every bit what was saved; Orbax's format does not notice by itself."""
+    stored = _read_json(manager, step, "checksums")
+    changed = [path for path, value in _checksums(state).items() if stored.get(path) != value]
+    if changed:
+        raise Damaged(
+            f"{manager.directory / str(step)} is damaged: {changed[0]} and {len(changed) - 1} other leaves "
+            "are not what was saved"
+        )
 
 
 def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:

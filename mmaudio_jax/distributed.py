@@ -3,7 +3,10 @@
 Every process sees the devices of all; process 0 alone prints and writes logs.
 """
 
+import contextlib
 import os
+import signal
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -64,6 +67,38 @@ def anywhere(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Within, SIGTERM ends nothing: it makes the function that is yielded answer true, in all processes at one step.
+
+    Every process must ask after every step.
+    """
+    if jax.process_count() > 1:  # JAX has taken the signal over, and agrees on the step
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    asked = False
+
+    def ask(*_) -> None:
+        nonlocal asked
+        asked = True
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield lambda step: asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(*words: object) -> None:

@@ -16,6 +16,10 @@ class UserError(Exception):
     """A mistake that the user can mend; the message says what is wrong, where, and what to do."""
 
 
+class Damaged(UserError):
+    """A file that is there and cannot be used."""
+
+
 REASON = 160  # characters of a library's message
 
 
@@ -33,7 +37,7 @@ def reading(what: object, advice: str) -> Iterator[None]:
         if FULL in str(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:REASON]
-        raise UserError(f"{what} is damaged or none of this program's ({reason}); {advice}") from None
+        raise Damaged(f"{what} is damaged or none of this program's ({reason}); {advice}") from None
 
 
 def main(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -1,9 +1,12 @@
 """Where a run's numbers go: the console, TensorBoard, and metrics.jsonl for machines."""
 
+import contextlib
+import datetime
 import json
 import math
 import os
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,36 +24,58 @@ CONSOLE = {  # tag: (label, format)
     "train/grad_norm": ("grad", ".3f"),
     "train/learning_rate": ("lr", ".2e"),
     "train/samples_per_second": ("samples/s", ".1f"),
+    "train/data_wait": ("data wait", ".0%"),
     "validation/loss": ("validation loss", ".4f"),
 }
 
 
 WIDTH = 6  # of a number on the console
+NAMED = 8  # examples on the console, at most
 
 
 class Clock:
-    """Steps a second of training alone: without compilation, validation and saving."""
+    """Times training alone: without compilation, validation and saving.
 
-    def __init__(self, step: int):
+    Args:
+        step: where the run starts.
+        num_steps: its end.
+    """
+
+    def __init__(self, step: int, num_steps: int):
+        self._num_steps = num_steps
         self.start(step)
 
     def start(self, step: int) -> None:
         """Counts from here."""
-        self._step, self._since, self._stopped = step, time.perf_counter(), None
+        self._step, self._since, self._waited = step, time.perf_counter(), 0.0
 
-    def stop(self) -> None:
-        """Something else than training begins."""
-        self._stopped = time.perf_counter()
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Within, something else than training is done."""
+        begin = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - begin
 
-    def go_on(self) -> None:
-        """It has ended."""
-        self._since += time.perf_counter() - self._stopped
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within, training waits for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
 
-    def rate(self, step: int) -> float:
-        """Steps a second since the last call, or the start; 0 where there was no step."""
-        steps, seconds = step - self._step, time.perf_counter() - self._since
+    def rates(self, step: int, step_size: int) -> dict[str, float]:
+        """Since the last call, or the start: examples a second, the share of the time that data was waited for, and
+        the seconds that the rest of the run will take; nothing where there was no step.
+        """
+        steps, seconds, waited = step - self._step, time.perf_counter() - self._since, self._waited
         self.start(step)
-        return steps / seconds
+        if not steps:
+            return {}
+        return {
+            "train/samples_per_second": steps * step_size / seconds,
+            "train/data_wait": waited / seconds,
+            "train/seconds_left": (self._num_steps - step) * seconds / steps,
+        }
 
 
 class MetricWriter:
@@ -89,9 +114,16 @@ class MetricWriter:
             for tag, (label, form) in CONSOLE.items()
             if tag.startswith(part)
         ]
-        if values.get("train/skipped"):
-            shown.append("NOT FINITE: step skipped")
+        if "train/seconds_left" in values:
+            shown.append(f"left {datetime.timedelta(seconds=round(values['train/seconds_left']))}")
         self._bar.write(f"step {step:>6}  " + "  ".join(shown))
+
+    def warn(self, step: int, what: str, names: Sequence[str]) -> None:
+        """Records that something is amiss with a step, and what its examples are called."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), "warning": what, "examples": names}))
+        self._file.write("\n")
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        self._bar.write(f"step {step:>6}  {what}; its examples are {', '.join(names[:NAMED])}{more}")
 
     def progress(self, step: int) -> None:
         """Moves the progress bar."""
@@ -110,6 +142,9 @@ class NoWriter:
     """Takes the place of a `MetricWriter` in all processes but the main one."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def warn(self, step: int, what: str, names: Sequence[str]) -> None:
         """Nothing."""
 
     def progress(self, step: int) -> None:

@@ -13,7 +13,7 @@ from convert import adapter as tool
 from convert import matching
 from convert.checkpoint_file import read
 from mmaudio_jax import lora, sampling, trees, weights
-from mmaudio_jax.checkpoint import RunCheckpoints, load_adapter
+from mmaudio_jax.checkpoint import Progress, RunCheckpoints, load_adapter
 from mmaudio_jax.models.mmaudio import MMAudio
 
 SETTINGS = {"rank": 3, "alpha": 6.0, "dropout": 0.1, "targets": ["qkv", "ffn"]}
@@ -40,7 +40,7 @@ def run(base, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
     about = {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]}
     checkpoints = RunCheckpoints(workdir, {"config": {"model": "tiny", "lora": SETTINGS}, "base": about})
-    checkpoints.save(7, {"params": params})
+    checkpoints.save(7, {"params": params}, Progress())
     checkpoints.close()
     return workdir
 

@@ -152,26 +152,44 @@ def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_or_foreign_checkpoint_is_named(small_config, finished, tmp_path):
+def damage(workdir, how):
+    """Spoils the newest checkpoint, of step 6."""
+    newest = workdir / "checkpoints" / "6"
+    if how in ("run", "state"):
+        shutil.rmtree(newest / how)
+    for file in (newest / "state").rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        if how == "byte":
+            content[len(content) // 2] ^= 1
+        file.write_bytes({"half": content[: len(content) // 2], "empty": b""}.get(how, content))
+
+
+@pytest.mark.parametrize("how", ["run", "state", "half", "empty", "byte"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
+    small_config, finished, tmp_path, capsys, how
+):
     shutil.copytree(finished[0], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "run")
-    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
+    damage(tmp_path / "run", how)
+    assert checkpoint.load_adapter(tmp_path / "run").step == 4
+    assert re.search(r"warning: .*checkpoints/6 is damaged", capsys.readouterr().out)
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged"):
+        checkpoint.load_adapter(tmp_path / "run@6")
+    train(small_config, tmp_path / "run")
+    assert re.search(r"warning: .*checkpoints/6 is damaged(.*\n)*.*has come to step 4\n", capsys.readouterr().out)
+    assert (tmp_path / "run" / "damaged" / "6").is_dir()
+    again, whole = (checkpoint.load_adapter(path).params for path in (tmp_path / "run", finished[0]))
+    assert all((again[path] == whole[path]).all() for path in whole)
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew(small_config, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    damage(tmp_path / "run", "byte")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="no checkpoint in .*run can be read"):
         train(small_config, tmp_path / "run")
-    with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
-        checkpoint.load_adapter(tmp_path / "run")
-
-
-@pytest.mark.parametrize("damage", ["half", "empty", "without"])
-def test_a_damaged_state_is_named_by_all_who_read_it(small_config, finished, tmp_path, damage):
-    shutil.copytree(finished[0], tmp_path / "run")
-    state = tmp_path / "run" / "checkpoints" / "6" / "state"
-    for file in state.rglob("d/*"):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if damage == "half" else b"")
-    if damage == "without":
-        shutil.rmtree(state)
-    for read in (lambda: train(small_config, tmp_path / "run"), lambda: checkpoint.load_adapter(tmp_path / "run")):
-        with pytest.raises(UserError, match=r"checkpoints/6 is damaged or none of this program"):
-            read()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 def test_a_dry_run_looks_at_the_workdir(small_config, finished, capsys):

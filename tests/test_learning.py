@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmaudio_jax import lora, objective, optim, training, trees, weights
+from mmaudio_jax import lora, objective, optim, train_step, trees, weights
 from mmaudio_jax.data.clips import read_clips
 from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.render import render_clips
@@ -50,8 +50,8 @@ def test_an_adapter_learns_clips_that_its_base_never_saw(examples, one_device):
     adapter, _ = trees.partition({**leaves, **base.params}, trees.mask([lora.ADAPTER], leaves))
     optimizer = optim.make_optimizer(OPTIMIZER, STEPS)
     copy = jax.tree.map(jnp.copy, adapter)  # training gives its state away
-    state = training.initial_state(copy, optimizer, one_device)
-    step = training.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, one_device)
+    state = train_step.initial_state(copy, optimizer, one_device)
+    step = train_step.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, one_device)
     data = {name: array[None] for name, array in batch(examples, BATCH // CLIPS).items()}
     for k in range(STEPS):
         state, _ = step(state, base.params, data | {"position": data["position"] + k * BATCH}, jax.random.key(0))

@@ -9,9 +9,9 @@ from conftest import relative_error
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from test_training import RECIPE, golden_batch, golden_loss
+from test_train_step import RECIPE, golden_batch, golden_loss
 
-from mmaudio_jax import lora, optim, sharding, training, trees
+from mmaudio_jax import lora, optim, sharding, train_step, trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
@@ -40,15 +40,15 @@ class Run:
     def __init__(self, golden, adapted, mesh):
         graphdef, trained, frozen = network(golden, adapted)
         optimizer = optim.make_optimizer(RECIPE, 100)
-        state = training.initial_state({k: np.array(v) for k, v in trained.items()}, optimizer, mesh, averages=(0.1,))
+        state = train_step.initial_state({k: np.array(v) for k, v in trained.items()}, optimizer, mesh, averages=(0.1,))
         frozen = sharding.shard(frozen, mesh)
-        step = training.make_train_step(graphdef, golden_loss, optimizer, mesh)
+        step = train_step.make_train_step(graphdef, golden_loss, optimizer, mesh)
         batches = [jax.device_put(golden_batch(golden, k, 8), sharding.batch_sharding(mesh, 1)) for k in range(STEPS)]
         self.compiled = step.lower(state, frozen, batches[0], jax.random.key(0)).compile()
         for k, batch in enumerate(batches):
             state, measures = self.compiled(state, frozen, batch, jax.random.key(0))
             if k == 0:
-                self.measures = training.means([measures])
+                self.measures = train_step.means([measures])
                 self.gradients = jax.tree.map(np.array, state["opt_state"][1][0].mu)  # the first moment: (1 − b1) · g
         self.weights = [*frozen.values(), *state["params"].values()]
         self.state = [*frozen.values(), *jax.tree.leaves(state)]

@@ -40,7 +40,7 @@ def test_nobody_imports_in_a_circle():
     [
         ("mmaudio_jax.models", {"models"}),
         ("mmaudio_jax.data", {"data", "errors", "files", "sequence"}),
-        ("mmaudio_jax.training", {"ema", "lora", "sharding", "trees"}),
+        ("mmaudio_jax.train_step", {"ema", "lora", "sharding", "trees"}),
         ("mmaudio_jax.sharding", {"errors"}),
         ("mmaudio_jax.lora", {"errors", "trees"}),
     ],
@@ -64,7 +64,7 @@ def test_nothing_imports_torch():
 
 
 def test_the_gpu_s_path_loads_no_media_storage_or_text_package():
-    modules = ["training", "objective", "optim", "sampling", "lora", "weights"]
+    modules = ["train_step", "objective", "optim", "sampling", "lora", "weights"]
     modules += [f"models.{name}" for name in ("mmaudio", "vae", "bigvgan", "clip", "synchformer")]
     code = "import sys\n" + "\n".join(f"import mmaudio_jax.{module}" for module in modules)
     code += "\nprint(*sorted({'av', 'grain', 'orbax', 'librosa', 'transformers', 'tensorboardX'} & set(sys.modules)))"

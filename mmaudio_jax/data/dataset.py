@@ -8,6 +8,7 @@ again at a step needs the step and nothing else, on any number of workers or pro
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,7 @@ def training_batches(
     if len(indices) == 0:
         raise UserError(f"there is no example of {features.path} to train on")
     local_size = _local_size(batch_size, process_count)
-    rows = grain.MapDataset.source(np.asarray(indices)).seed(seed).shuffle().repeat()
+    rows = order(indices, seed)
     stream = grain.MapDataset.range(start * local_size, sys.maxsize)
     stream = stream.map(_Read(features, rows, local_size, process_index, process_count))
     dataset = stream.to_iter_dataset(_read_options(local_size))
@@ -109,9 +110,16 @@ def training_batches(
         # batched after the workers: within them the stream would depend on their number
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER),
-            worker_init_fn=end_with_parent,
+            worker_init_fn=live_with_parent,
         )
     return _iterate(dataset.batch(local_size))
+
+
+def order(indices: Sequence[int], seed: int) -> "grain.MapDataset[int]":
+    """The index at each position of the endless stream: epoch after epoch, each a permutation of `indices`."""
+    import grain
+
+    return grain.MapDataset.source(np.asarray(indices)).seed(seed).shuffle().repeat()
 
 
 def validation_batches(
@@ -161,8 +169,11 @@ def _parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def end_with_parent(*_) -> None:
-    """Ends this worker when the run that started it is gone, as after a kill: Grain's workers would wait forever."""
+def live_with_parent(*_) -> None:
+    """Ends this worker when the run that started it is gone, as after a kill, where Grain's workers would wait forever;
+    and not before, on a SIGTERM to all of a job's processes: the run has examples to read until it has saved.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch():
         multiprocessing.parent_process().join()

@@ -179,9 +179,12 @@ class MotionEnergy(nnx.Module):
 
 
 def _pool(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
-    """Mean brightness of size × size squares."""
+    """Mean brightness of size × size squares; slices added up, as a CPU takes ten times longer to reduce such axes."""
     b, h, w, c = images.shape
-    return images.reshape(b, size, h // size, size, w // size, c).mean(axis=(2, 4))
+    rows = images.reshape(b, size, h // size, w * c)
+    rows = sum(rows[:, :, i] for i in range(h // size))
+    squares = rows.reshape(b, size, size, w // size, c)
+    return sum(squares[:, :, :, i] for i in range(w // size)) / ((h // size) * (w // size))
 
 
 # folder of a weights folder: (network, config)

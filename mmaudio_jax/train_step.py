@@ -1,4 +1,4 @@
-"""The train state, the train and evaluation steps, and the loop. Nothing here knows what the network computes.
+"""The train state, and the jitted train and evaluation steps. Nothing here knows what the network computes.
 
 A network comes as its definition, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
 (weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, `opt_state`,
@@ -109,13 +109,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state["opt_state"], params)
         finite = jnp.isfinite(norm) & jnp.isfinite(measures["loss"][0]) & jnp.isfinite(optax.tree.norm(updates))
         new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state}
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
-        measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}
-        averages = {
-            sigma_rel: ema.update(average, kept["params"], state["step"] + 1, float(sigma_rel))
+        new["ema"] = {
+            sigma_rel: ema.update(average, new["params"], state["step"] + 1, float(sigma_rel))
             for sigma_rel, average in state["ema"].items()
         }
-        new_state = {"step": state["step"] + 1, **kept, "ema": averages}
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {k: state[k] for k in new})
+        measures = {**measures, "grad_norm": (norm, jnp.float32(1)), "skipped": (1.0 - finite, jnp.float32(1))}
+        new_state = {"step": state["step"] + 1, **kept}
         return jax.lax.with_sharding_constraint(
             (new_state, measures), (sharding.param_shardings(new_state, mesh), sharding.replicated(mesh))
         )
@@ -139,18 +139,11 @@ def make_eval_step(
 def means(measures: Iterable[Measures]) -> dict[str, float]:
     """Weighted means over several steps' measures; a measure that nothing contributed to is left out.
 
-    Fetches from the device, and so waits for the steps.
+    Fetches what is on the device, and so waits for the steps.
     """
     fetched = jax.device_get(list(measures))
     totals = {name: np.sum([m[name] for m in fetched], axis=0, dtype=np.float64) for name in fetched[0]}
     return {name: float(total / weight) for name, (total, weight) in totals.items() if weight > 0}
-
-
-def evaluate(
-    eval_step: Callable, state: State, frozen: trees.Params, batches: Iterable, key: jax.Array
-) -> dict[str, float]:
-    """Mean measures over all batches; the same key gives the same draws at every pass."""
-    return means([eval_step(state["params"], frozen, batch, key) for batch in batches])
 
 
 def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Mapping[str, jax.Array]]:
@@ -175,51 +168,3 @@ def micro_batched(
     for group in groups:
         current, ahead = ahead, put(group)
         yield current
-
-
-def fit(
-    *,
-    train_step: Callable,
-    eval_step: Callable,
-    state: State,
-    frozen: trees.Params,
-    batches: Iterator[Mapping[str, jax.Array]],
-    validation: Callable[[], Iterable[Mapping[str, np.ndarray]]],
-    key: jax.Array,
-    num_steps: int,
-    log_every: int,
-    eval_every: int,
-    log: Callable[[int, dict[str, float]], None],
-    save: Callable[[int, State], None],
-    progress: Callable[[int, State], None],
-) -> State:
-    """Runs from the state's step to `num_steps`.
-
-    Args:
-        batches: the training stream, starting at the state's step.
-        validation: makes one pass over the validation batches.
-        key: all randomness of the run.
-        log: gets (step, {measure: value}) every `log_every` steps, and validation measures every `eval_every`.
-        save: gets (step, state) after each validation and at the end; it must have copied the state on return.
-        progress: gets (step, state) after every step, before validation and save.
-    """
-    train_key, eval_key = jax.random.split(key)
-    start, pending = int(state["step"]), []
-
-    def validate(step):
-        values = evaluate(eval_step, state, frozen, validation(), eval_key)
-        log(step, {f"validation/{name}": value for name, value in values.items()})
-
-    if start == 0:
-        validate(0)
-    for step in range(start + 1, num_steps + 1):
-        state, measures = train_step(state, frozen, next(batches), train_key)
-        pending.append(measures)
-        if step % log_every == 0 or step == num_steps:
-            log(step, {f"train/{name}": value for name, value in means(pending).items()})
-            pending = []
-        progress(step, state)
-        if step % eval_every == 0 or step == num_steps:
-            validate(step)
-            save(step, state)
-    return state

@@ -10,7 +10,7 @@ import pytest
 from conftest import relative_error
 from flax import nnx
 
-from mmaudio_jax import flow_matching, lora, objective, optim, training, trees
+from mmaudio_jax import flow_matching, lora, objective, optim, train_step, trees
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
 RECIPE = optim.OptimizerConfig(1e-3, "constant", 5, 0.9, 0.95, 1e-8, 1e-6, 1.0)
@@ -65,11 +65,11 @@ def test_twelve_steps_of_the_published_recipe(golden, one_device):
         return np.array([np.linalg.norm(published[name]) for name in names])
 
     optimizer, rate = optim.make_optimizer(RECIPE, 12), optim.learning_rate(RECIPE, 12)
-    state = training.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device)  # it takes them over
-    step = training.make_train_step(weights.graphdef(), golden_loss, optimizer, one_device)
+    state = train_step.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device)  # it takes them over
+    step = train_step.make_train_step(weights.graphdef(), golden_loss, optimizer, one_device)
     for k in range(12):
         state, measures = step(state, frozen, golden_batch(golden, k), jax.random.key(0))
-        values = training.means([measures])
+        values = train_step.means([measures])
         assert values["loss"] == pytest.approx(expected["loss"][k], rel=1e-5)
         assert [values[f"sample{i}"] for i in range(4)] == pytest.approx(expected["loss_per_sample"][k], rel=1e-5)
         assert values["grad_norm"] == pytest.approx(expected["grad_norm"][k], rel=2e-5)
@@ -105,7 +105,7 @@ def toy(one_device):
     graphdef, params = trees.split(lora.insert(Toy(nnx.Rngs(0)), LORA, rngs=nnx.Rngs(1)))
     trained, frozen = trees.partition(params, trees.mask([lora.ADAPTER], params))
     optimizer = optim.make_optimizer(RECIPE, 100)
-    return graphdef, training.initial_state(trained, optimizer, one_device), frozen, optimizer
+    return graphdef, train_step.initial_state(trained, optimizer, one_device), frozen, optimizer
 
 
 def toy_batch(seed, shape=(1, 8)):
@@ -123,11 +123,11 @@ def test_optimizer_state_and_gradients_exist_for_trained_leaves_only(toy):
 def test_a_step_trains_the_adapter_leaves_the_base_and_donates_the_state(toy, one_device):
     graphdef, state, frozen, optimizer = toy
     before = jax.tree.map(np.array, frozen)
-    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
+    step = train_step.make_train_step(graphdef, toy_loss, optimizer, one_device)
     old, losses = state, []
     for _ in range(30):
         state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
-        losses.append(training.means([measures])["loss"])
+        losses.append(train_step.means([measures])["loss"])
     assert min(losses[-5:]) < losses[0] and int(state["step"]) == 30
     assert all((frozen[k] == before[k]).all() for k in before)
     assert old["params"]["layer.lora_a"].is_deleted() and step._cache_size() == 1
@@ -138,9 +138,9 @@ def test_accumulation_is_the_mean_over_micro_batches(one_device, unroll):
     graphdef, params = trees.split(Toy(nnx.Rngs(0)))
     optimizer, batch = optax.sgd(1.0), toy_batch(1, (4, 2))
     joined = {k: v.reshape(1, 8, -1) for k, v in batch.items()}
-    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device, unroll)
+    step = train_step.make_train_step(graphdef, toy_loss, optimizer, one_device, unroll)
     one, two = (
-        step(training.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device), {}, b, jax.random.key(0))[
+        step(train_step.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device), {}, b, jax.random.key(0))[
             0
         ]["params"]
         for b in (batch, joined)
@@ -151,18 +151,18 @@ def test_accumulation_is_the_mean_over_micro_batches(one_device, unroll):
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy, one_device):
     graphdef, state, frozen, optimizer = toy
-    step = training.make_train_step(graphdef, toy_loss, optimizer, one_device)
+    step = train_step.make_train_step(graphdef, toy_loss, optimizer, one_device)
     before = jax.tree.map(np.array, state)
     batch = toy_batch(0)
     batch["x"][0, 0, 0] = np.inf
     state, measures = step(state, frozen, batch, jax.random.key(0))
-    assert training.means([measures])["skipped"] == 1 and int(state["step"]) == 1
+    assert train_step.means([measures])["skipped"] == 1 and int(state["step"]) == 1
     for name in ("params", "opt_state"):
         assert all(
             np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state[name], before[name])), strict=True)
         )
     state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
-    assert training.means([measures])["skipped"] == 0
+    assert train_step.means([measures])["skipped"] == 0
     assert not np.array_equal(state["params"]["layer.lora_b"], before["params"]["layer.lora_b"])
 
 
