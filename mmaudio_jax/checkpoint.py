@@ -94,7 +94,12 @@ class RunCheckpoints(_Kept):
             *([checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []),
         ]
         preserve = checkpoint_managers.AnyPreservationPolicy(policies)
-        self._manager = _open(workdir, ocp.CheckpointManagerOptions(preservation_policy=preserve, read_only=read_only))
+        self._manager = _open(
+            workdir,
+            ocp.CheckpointManagerOptions(
+                preservation_policy=preserve, read_only=read_only, best_fn=_loss, best_mode="min"
+            ),
+        )
         self.latest_step: int | None = self._manager.latest_step()
         try:
             for step in sorted(self._manager.all_steps(), reverse=True):

@@ -12,8 +12,8 @@ def main(settings, workdir, address, count, index, wait_at):
     distributed.initialize(address, int(count), int(index))
     save = checkpoint.RunCheckpoints.save
 
-    def tell_and_save(self, step, state):
-        save(self, step, state)
+    def tell_and_save(self, step, state, *rest):
+        save(self, step, state, *rest)
         held = weights.fingerprint({k: leaf.addressable_data(0) for k, leaf in state["params"].items()})
         Path(f"{workdir}.{step}.{index}").write_text(held)
         if step == int(wait_at):
