@@ -18,9 +18,10 @@ from mmaudio_jax import distributed, trees
 from mmaudio_jax.errors import Damaged, UserError, reading
 from mmaudio_jax.files import atomic_directory
 
-State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.training`
+State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.train_step`
 
 ADVICE = {  # where the value cannot be given
+    "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
     "data.ids_sha256": "--config.data names a set of other clips than the run's: name the old one",
     "config.num_steps": "a run's length is part of its schedule; to train on, merge it (python -m mmaudio_jax.merge) "
     "and start from that",
