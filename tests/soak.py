@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+from absl import logging  # noqa: E402
 from random_networks import save_random_features, save_random_weights  # noqa: E402
 from small_run import SmallRun, command, different  # noqa: E402
 
@@ -130,6 +131,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that it reads a part of a checkpoint
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_random_weights(folder / "weights", seed=0)
