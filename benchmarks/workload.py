@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +52,7 @@ def training(
     *,
     adapter: lora.LoRAConfig | None = LORA,
     accumulation: int = 1,
+    averages: Sequence[float] = (),
     unroll: bool | None = None,
 ):
     """(the jitted training step, the shapes of its arguments on the mesh); `adapter` None trains all weights."""
@@ -64,7 +65,7 @@ def training(
     )
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
     step = train_step.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh, unroll)
-    state = train_step.abstract_state(trained, optimizer, mesh)
+    state = train_step.abstract_state(trained, optimizer, mesh, averages)
     length = lengths(SECONDS, mode_of(config.latent_dim))
     shapes = {
         "mean": ((length.latent, config.latent_dim), np.float32),
