@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo demo_base test lint parity
+.PHONY: demo demo_base test lint parity soak
 
 demo: $(VENV)/installed
 	$(RUN) -m mmaudio_jax.demo
@@ -56,6 +56,10 @@ lint: $(VENV)/installed
 # Every released network at full size against the golden vectors: ten minutes on two cores.
 parity: $(VENV)/installed
 	$(RUN) -m pytest -m parity tests/parity
+
+# A small training run, killed twenty times at random moments, against one that was not.
+soak: $(VENV)/installed
+	$(RUN) tests/soak.py
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed")'

@@ -78,7 +78,7 @@ def train(base: trees.Params, batch_size: int, steps: int) -> None:
         f"LoRA step, batch {batch_size}",
         f"{1e3 * seconds:.1f} ms ({batch_size / seconds:.2g} samples/s; first {first:.1f} s)",
     )
-    loss = train_step.means(losses[:1])["loss"], training.means(losses[-1:])["loss"]
+    loss = train_step.means(losses[:1])["loss"], train_step.means(losses[-1:])["loss"]
     report("loss, first and last step", f"{loss[0]:.4f} → {loss[1]:.4f}; compiled {step._cache_size()} time(s)")
 
 

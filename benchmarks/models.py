@@ -9,7 +9,7 @@ caption. Weights are random, and the compute dtype is the device's: bfloat16 on 
 import argparse
 
 import workload  # puts the repository on the path
-from workload import timed
+from workload import GIB, memory, timed
 
 import jax  # isort: skip
 import numpy as np
@@ -20,15 +20,6 @@ from mmaudio_jax.sequence import mode_of
 
 MODELS = ("small_16k", "small_44k", "medium_44k", "large_44k", "large_44k_v2")
 BATCHES = (1, 8)
-GIB = 2**30
-
-
-def memory(compiled) -> float:
-    """GiB of a compiled program: arguments, results that take no argument's place, and what is in between."""
-    sizes = compiled.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-    ) / GIB
 
 
 def lora_step(flow: weights.Weights, dtype) -> list[str]:

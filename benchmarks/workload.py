@@ -1,8 +1,8 @@
-"""What the benchmarks run: a LoRA step and the making of 8-second sounds, at a released size, on seeded values."""
+"""What the benchmarks run: training steps and the making of 8-second sounds, at a released size, on seeded values."""
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,6 +12,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
 
 from mmaudio_jax import lora, objective, optim, sampling, sharding, train_step, trees, weights  # noqa: E402
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
@@ -21,6 +22,7 @@ LORA = lora.LoRAConfig(64, 64.0, 0.1, ("qkv", "ffn"), {"qkv": r".*\.attn\.qkv", 
 OPTIMIZER = optim.OptimizerConfig(1e-4, "cosine", 2, 0.9, 0.999, 1e-8, 0.01, 1.0)
 OBJECTIVE = objective.ObjectiveConfig("logit_normal", 0.1, 0.0, 0.1)
 SECONDS, STEPS, GUIDANCE = 8.0, 25, 4.5
+GIB = 2**30
 
 
 def definition(config: MMAudioConfig, **numerics) -> nnx.GraphDef:
@@ -37,32 +39,96 @@ def random_weights(network: str, config) -> weights.Weights:
     return weights.Weights(Path(), network, config, params, {})
 
 
-def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype):
-    """(the jitted training step, its state, its other arguments), for an adapter on qkv and the FFNs."""
+def one_device(platform: str | None = None) -> Mesh:
+    """The mesh of the first device."""
+    return sharding.make_mesh(sharding.MeshConfig(1, 1), jax.local_devices(backend=platform)[:1])
+
+
+def training(
+    config: MMAudioConfig,
+    batch_size: int,
+    dtype,
+    mesh: Mesh,
+    *,
+    adapter: lora.LoRAConfig | None = LORA,
+    accumulation: int = 1,
+    averages: Sequence[float] = (),
+    unroll: bool | None = None,
+):
+    """(the jitted training step, the shapes of its arguments on the mesh); `adapter` None trains all weights."""
     network = nnx.eval_shape(lambda: MMAudio(config, rngs=trees.UNDRAWN, dtype=dtype))
-    graphdef, leaves = trees.split(lora.insert(network, LORA, rngs=nnx.Rngs(1)))
-    trained, frozen = trees.partition({**leaves, **base}, trees.mask([lora.ADAPTER], leaves))
+    if adapter:
+        lora.insert(network, adapter, rngs=nnx.Rngs(1))
+    graphdef, leaves = trees.split(network)
+    trained, frozen = trees.partition(
+        leaves, trees.mask([lora.ADAPTER], leaves) if adapter else trees.trainable(network)
+    )
     optimizer = optim.make_optimizer(OPTIMIZER, 1000)
-    mesh = sharding.make_mesh(sharding.MeshConfig(1, 1), jax.local_devices()[:1])
-    step = train_step.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh)
-    rng, length = np.random.default_rng(0), lengths(SECONDS, mode_of(config.latent_dim))
-
-    def values(*shape):
-        return rng.standard_normal((1, batch_size, *shape), np.float32)
-
-    batch = {
-        "mean": values(length.latent, config.latent_dim),
-        "std": 0.1 * np.abs(values(length.latent, config.latent_dim)),
-        "clip_f": values(length.clip, config.clip_dim),
-        "sync_f": values(length.sync, config.sync_dim),
-        "text_f": values(config.text_len, config.text_dim),
-        "has_video": np.ones((1, batch_size), bool),
-        "has_text": np.ones((1, batch_size), bool),
-        "position": np.arange(batch_size)[None],
+    step = train_step.make_train_step(graphdef, objective.make_loss(OBJECTIVE), optimizer, mesh, unroll)
+    state = train_step.abstract_state(trained, optimizer, mesh, averages)
+    length = lengths(SECONDS, mode_of(config.latent_dim))
+    shapes = {
+        "mean": ((length.latent, config.latent_dim), np.float32),
+        "std": ((length.latent, config.latent_dim), np.float32),
+        "clip_f": ((length.clip, config.clip_dim), np.float32),
+        "sync_f": ((length.sync, config.sync_dim), np.float32),
+        "text_f": ((config.text_len, config.text_dim), np.float32),
+        "has_video": ((), bool),
+        "has_text": ((), bool),
+        "position": ((), np.int32),
     }
-    batch = jax.device_put(batch, sharding.batch_sharding(mesh, axis=1))
-    state = train_step.initial_state(trained, optimizer, mesh)
-    return step, state, (sharding.shard(frozen, mesh), batch, jax.random.key(0))
+    split = sharding.batch_sharding(mesh, axis=1)
+    batch = {
+        name: jax.ShapeDtypeStruct((accumulation, batch_size, *shape), kind, sharding=split)
+        for name, (shape, kind) in shapes.items()
+    }
+    frozen = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        frozen,
+        sharding.param_shardings(frozen, mesh),
+    )
+    return step, (state, frozen, batch, jax.eval_shape(jax.random.key, 0))
+
+
+def filled(shapes):
+    """Arguments of these shapes for a training step: small random weights, moments of zero, random features."""
+    state, frozen, batch, _ = shapes
+    rng = np.random.default_rng(0)
+
+    def random(leaf, scale=0.02):
+        return jax.device_put(scale * rng.standard_normal(leaf.shape, np.float32), leaf.sharding)
+
+    def zeros(leaf):
+        return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+    def feature(name, leaf):
+        if leaf.dtype != np.float32:
+            values = np.ones(leaf.shape, bool) if leaf.dtype == bool else np.arange(leaf.size).reshape(leaf.shape)
+            return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
+        return jnp.abs(random(leaf, 0.1)) if name == "std" else random(leaf, 1.0)
+
+    return (
+        {**jax.tree.map(zeros, state), "params": jax.tree.map(random, state["params"])},
+        jax.tree.map(random, frozen),
+        {name: feature(name, leaf) for name, leaf in batch.items()},
+        jax.random.key(0),
+    )
+
+
+def lora_step(config: MMAudioConfig, base: trees.Params, batch_size: int, dtype):
+    """(the jitted training step, its state, its other arguments), for an adapter of this base."""
+    mesh = one_device()
+    step, (state, _, *rest) = training(config, batch_size, dtype, mesh)
+    state, _, batch, key = filled((state, {}, *rest))
+    return step, state, (sharding.shard(base, mesh), batch, key)
+
+
+def memory(compiled) -> float:
+    """GiB of a compiled program: arguments, results that take no argument's place, and what is in between."""
+    sizes = compiled.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+    ) / GIB
 
 
 def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple[tuple, dict]:

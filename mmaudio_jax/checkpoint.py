@@ -49,9 +49,13 @@ class _Kept:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends."""
+        self.wait()
         self._manager.close()
 
 
@@ -193,10 +197,6 @@ class Snapshots(_Kept):
     def save(self, step: int, averages: Mapping[str, trees.Params]) -> None:
         """Starts saving {σ_rel: params}."""
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(dict(averages))))
-
-    def wait(self) -> None:
-        """Waits until all snapshots are on disk."""
-        self._manager.wait_until_finished()
 
     def widths(self, step: int) -> list[str]:
         """The σ_rel of a step's averages, as they are spelt in `load`."""

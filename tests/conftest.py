@@ -11,12 +11,10 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from random_networks import WIDTH, save_random_weights
+from random_networks import save_random_features, save_random_weights
 
 from convert.conversion import convert
 from mmaudio_jax import sharding, weights
-from mmaudio_jax.data.example import example_shapes
-from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 
@@ -111,11 +109,5 @@ def demo_weights(tmp_path_factory) -> Path:
 def small_features(tmp_path_factory) -> Path:
     """A feature set of twelve 1-second examples from six videos, for the small networks; the values are random."""
     folder = tmp_path_factory.mktemp("features") / "set"
-    rng = np.random.default_rng(0)
-    shapes = example_shapes("16k", 1.0, clip_dim=WIDTH, sync_dim=WIDTH, text_dim=WIDTH)
-    with FeatureWriter(folder, "16k", 1.0, shapes) as writer:
-        for i in range(12):
-            arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-            arrays["std"] = 0.1 + 0.1 * np.abs(arrays["std"])
-            writer.append({"id": f"clip{i}", "caption": "a sound", "original_video": f"video{i // 2}"}, arrays)
+    save_random_features(folder, seed=0)
     return folder

@@ -16,13 +16,13 @@ def main(settings, workdir, address, count, index, wait_at):
         save(self, step, state, *rest)
         held = weights.fingerprint({k: leaf.addressable_data(0) for k, leaf in state["params"].items()})
         Path(f"{workdir}.{step}.{index}").write_text(held)
-        if step == int(wait_at):
-            time.sleep(600)
+        while step == int(wait_at) and not Path(f"{workdir}.go_on").exists():
+            time.sleep(0.05)
 
     checkpoint.RunCheckpoints.save = tell_and_save
     values = json.loads(Path(settings).read_text())
-    experiment.run(config.from_mapping(experiment.TrainConfig, values), Path(workdir), dry_run=False)
+    return experiment.run(config.from_mapping(experiment.TrainConfig, values), Path(workdir), dry_run=False)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Stand-ins for the released networks: of the same architecture, small, and random."""
+"""Stand-ins for the released networks, of the same architecture, small and random, and features for them."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 
 from mmaudio_jax import trees, weights
+from mmaudio_jax.data.example import example_shapes
+from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.features import Encoders
 from mmaudio_jax.models.bigvgan import BigVGANConfig
 from mmaudio_jax.models.clip import CLIPConfig
@@ -80,6 +82,17 @@ def save_random_weights(folder: str | os.PathLike, seed: int) -> None:
         if network == "mmaudio":
             params["empty_string_feat"] = Encoders(folder).encode_captions([""])[0]
         weights.save(folder / name, network, config, params, provenance)
+
+
+def save_random_features(folder: str | os.PathLike, seed: int) -> None:
+    """Writes a feature set of twelve 1-second examples from six videos, for these networks; the values are random."""
+    rng = np.random.default_rng(seed)
+    shapes = example_shapes("16k", 1.0, clip_dim=WIDTH, sync_dim=WIDTH, text_dim=WIDTH)
+    with FeatureWriter(Path(folder), "16k", 1.0, shapes) as writer:
+        for i in range(12):
+            arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+            arrays["std"] = 0.1 + 0.1 * np.abs(arrays["std"])
+            writer.append({"id": f"clip{i}", "caption": "a sound", "original_video": f"video{i // 2}"}, arrays)
 
 
 def _random(network: str, config: Any, rng: np.random.Generator) -> dict[str, np.ndarray]:

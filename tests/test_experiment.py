@@ -3,19 +3,16 @@
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from random_networks import WIDTH
+from small_run import ROOT, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import lora_16k
@@ -25,7 +22,6 @@ from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import RECORDS, FeatureWriter
 from mmaudio_jax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 SMALL = {"batch_size": 2, "num_steps": 6, "eval_every": 2, "log_every": 2}  # workers, accumulation: as shipped
 
 
@@ -55,24 +51,6 @@ def finished(small_config, tmp_path_factory):
         train(small_config, workdir)
     logger.removeHandler(handler)
     return workdir, messages
-
-
-def command(small_config, workdir, *more):
-    lora = ("--config.lora.rank=4", "--config.lora.targets=('qkv',)")
-    places = (f"--config.weights={small_config.weights}", f"--config.data={small_config.data}")
-    sizes = (f"--config.{name}={value}" for name, value in SMALL.items())
-    return [
-        sys.executable,
-        "train.py",
-        "--config",
-        "configs/lora_16k.py",
-        "--workdir",
-        str(workdir),
-        *lora,
-        *places,
-        *sizes,
-        *more,
-    ]
 
 
 def test_the_checkpoint_is_the_adapter_and_what_it_belongs_to(small_config, finished):
@@ -109,33 +87,6 @@ def test_measures_reach_jsonl_and_tensorboard(finished):
 def test_the_train_step_and_the_evaluation_compile_once(finished):
     compiled = [message for message in finished[1] if re.match(r"Compiling jit\(step\)", message)]
     assert len(compiled) == 2, compiled
-
-
-def test_killed_and_started_again_ends_in_the_same_bits(small_config, finished, tmp_path):
-    env = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-    def run(workdir, kill_after=None):
-        process = subprocess.Popen(command(small_config, workdir), cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
-        if kill_after is not None:
-            while process.poll() is None and not (workdir / "checkpoints" / str(kill_after)).exists():
-                time.sleep(0.02)
-            process.send_signal(signal.SIGKILL)
-        return process, process.communicate()[1]
-
-    process, _ = run(tmp_path / "killed", kill_after=2)
-    assert process.returncode == -signal.SIGKILL
-    process, printed = run(tmp_path / "killed")
-    assert process.returncode == 0, printed
-    assert "Traceback" not in printed and "leaked" not in printed
-    assert run(tmp_path / "whole")[0].returncode == 0
-    one, two = (checkpoint.load_adapter(tmp_path / name) for name in ("killed", "whole"))
-    assert one.step == two.step == 6
-    assert all((one.params[path] == two.params[path]).all() for path in one.params)
-    rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == sorted(rows) and rows.count(6) == 2  # nothing twice: one line of training, one of validation
 
 
 def test_a_finished_run_started_again_changes_nothing(small_config, finished, capsys):
@@ -262,6 +213,8 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
     ],
 )
 def test_the_command_line_answers_a_mistake_in_one_sentence(small_config, tmp_path, flags, message):
-    done = subprocess.run(command(small_config, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command(small_config.weights, small_config.data, tmp_path, *flags), cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1

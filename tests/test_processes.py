@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from conftest import relative_error
 from configs import lora_16k
 from mmaudio_jax import checkpoint, config, distributed, experiment, sharding
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.trainer import START_AGAIN
 
 HERE = Path(__file__).parent
 DEVICES, STEPS, STOP = 4, 6, 4
+TOLD = 5  # seconds: JAX looks once a second whether it was told to stop, then the processes agree on the step
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,13 @@ def start(settings, workdir, count, wait_at=0):
     ]
 
 
+def wait(processes, workdir, step):
+    """Until all wait where they have begun to save this step."""
+    while not all(Path(f"{workdir}.{step}.{i}").exists() for i in range(len(processes))):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+
+
 def losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
@@ -62,9 +72,7 @@ def losses(workdir):
 def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp_path):
     workdir = tmp_path / "run"
     two = start(settings, workdir, 2, wait_at=STOP)
-    while not all((tmp_path / f"run.{STOP}.{i}").exists() for i in range(2)):
-        assert all(process.poll() is None for process in two)
-        time.sleep(0.1)
+    wait(two, workdir, STOP)
     two[1].kill()
     assert all(process.wait(timeout=60) != 0 for process in two)
     four = start(settings, workdir, 4)
@@ -77,6 +85,21 @@ def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp
         assert len({(tmp_path / f"run.{step}.{i}").read_text() for i in range(count)}) == 1
     one, many = (checkpoint.load_adapter(folder).params for folder in (alone, workdir))
     assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
+
+
+def test_one_process_is_told_to_stop_and_all_save_the_same_step(settings, alone, tmp_path):
+    workdir = tmp_path / "run"
+    two = start(settings, workdir, 2, wait_at=2)
+    wait(two, workdir, 2)
+    two[1].send_signal(signal.SIGTERM)
+    time.sleep(TOLD)
+    Path(f"{workdir}.go_on").touch()
+    assert [process.wait(timeout=60) for process in two] == [START_AGAIN] * 2
+    assert {path.name for path in (workdir / checkpoint.FOLDER).iterdir()} == {"2", "3"}
+    assert len({(tmp_path / f"run.3.{i}").read_text() for i in range(2)}) == 1
+    two = start(settings, workdir, 2)
+    assert [process.wait(timeout=300) for process in two] == [0] * 2
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
 
 
 def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path, monkeypatch):
