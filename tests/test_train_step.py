@@ -44,6 +44,7 @@ def golden_loss(model, batch, key):
         x1=model.normalize(batch["latent"]),
         t=batch["t"],
         drop_video=batch["drop_video"],
+        drop_clip=jnp.zeros_like(batch["drop_video"]),
         drop_sync=jnp.zeros_like(batch["drop_video"]),
         drop_text=batch["drop_text"],
     )
