@@ -40,6 +40,7 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.workers = 2
     config.compute_dtype = "auto"
     config.matmul_precision = "default"
+    config.remat = "none"  # blocks: less memory, a third more computing; dots: between
 
     config.mesh = ConfigDict()
     config.mesh.data = 0  # all devices
@@ -68,10 +69,12 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
+    config.optimizer.no_decay = ()  # patterns of leaves
 
     config.objective = ConfigDict()
     config.objective.t_distribution = "logit_normal"
     config.objective.drop_video = 0.1
+    config.objective.drop_clip = 0.0
     config.objective.drop_sync = 0.0
     config.objective.drop_text = 0.1
     return config

@@ -22,7 +22,7 @@ State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.train_step`
 
 ADVICE = {  # where the value cannot be given
     "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
-    "data.ids_sha256": "--config.data names a set of other clips than the run's: name the old one",
+    "data.ids_sha256": "--config.data names other clips than the run's, or repeats them otherwise: name the old ones",
     "config.num_steps": "a run's length is part of its schedule; to train on, merge it (python -m mmaudio_jax.merge) "
     "and start from that",
 }
@@ -31,10 +31,10 @@ FOLDER = "checkpoints"  # of a workdir
 SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
 DAMAGED = "damaged"  # of a workdir: checkpoints that could not be read
 BEST = "best"  # RUN@best: the checkpoint of the lowest validation loss
-# what a resumed run may have otherwise: how it is shown, read and shared out, and where the same base lies
+# what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same base lies
 MAY_CHANGE = (
     *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
-    *("base.path", "mmaudio_jax_version"),
+    *("config.remat", "base.path", "mmaudio_jax_version"),
 )
 
 

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 import mmaudio_jax
-from mmaudio_jax import distributed, lora, numerics, objective, sharding, trainer, trees, weights
+from mmaudio_jax import distributed, lora, numerics, objective, optim, sharding, trainer, trees, weights
 from mmaudio_jax.checkpoint import RunCheckpoints
-from mmaudio_jax.data import dataset, records
+from mmaudio_jax.data import dataset, mixture
+from mmaudio_jax.data.example import FeatureSet
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
+from mmaudio_jax.models.mmaudio import REMAT, MMAudio, MMAudioConfig
 from mmaudio_jax.trainer import LoopConfig, Network
 
 
@@ -25,11 +27,12 @@ class TrainConfig(LoopConfig):
     Attributes:
         model: name of the base under `weights`; from scratch, one that `python -m mmaudio_jax.initialize` drew.
         weights: folder of converted weights.
-        data: a feature set.
+        data: a feature set, or several with how often each comes in an epoch, as `mmaudio_jax.data.mixture` reads them.
         validation_fraction: share of the source videos that validate and never train.
         workers: processes that read examples; 0 reads in this one.
         compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU.
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
+        remat: what the backward pass computes again, for memory: see `MMAudio`.
         lora: what is adapted; None trains all weights.
         objective: how a sample is drawn.
     """
@@ -41,6 +44,7 @@ class TrainConfig(LoopConfig):
     workers: int
     compute_dtype: str
     matmul_precision: str
+    remat: str
     lora: lora.LoRAConfig | None
     objective: objective.ObjectiveConfig
 
@@ -53,12 +57,13 @@ class TrainConfig(LoopConfig):
         for name, known in (
             ("compute_dtype", numerics.DTYPES),
             ("matmul_precision", numerics.PRECISIONS),
+            ("remat", REMAT),
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"config.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
 
-def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) -> None:
+def check_fits(features: FeatureSet, config: MMAudioConfig, model: str) -> None:
     """Raises a UserError if the feature set was made for another model (other VAE, other encoders)."""
     shapes = features.metadata.shapes
     for array, width, what in (
@@ -74,7 +79,7 @@ def check_fits(features: records.FeatureSet, config: MMAudioConfig, model: str) 
             )
 
 
-def check_encoders(features: records.FeatureSet, folder: Path) -> None:
+def check_encoders(features: FeatureSet, folder: Path) -> None:
     """Raises a UserError if an encoder in the weights folder is not the one that the feature set was made with."""
     for name, fingerprint in features.metadata.encoders.items():
         there = folder / name
@@ -85,7 +90,7 @@ def check_encoders(features: records.FeatureSet, folder: Path) -> None:
             )
 
 
-def check_examples(features: records.FeatureSet) -> None:
+def check_examples(features: FeatureSet) -> None:
     """Raises a UserError in every process if any of them found a damaged example in its share of the set."""
     found = None
     try:
@@ -97,20 +102,21 @@ def check_examples(features: records.FeatureSet) -> None:
 
 
 class Examples:
-    """A feature set as the trainer takes it, in this process's part."""
+    """A mixture of feature sets as the trainer takes it, in this process's part."""
 
-    def __init__(self, features: records.FeatureSet, config: TrainConfig):
+    def __init__(self, features: mixture.Mixture, config: TrainConfig):
         self.features, self._config = features, config
         self.train_rows, self.validation_rows = dataset.split_by_source(
             features, config.validation_fraction, config.seed
         )
+        self._epoch = np.repeat(self.train_rows, features.repeats[self.train_rows])
         self._process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     def training(self, start: int) -> Iterator[dataset.Batch]:
         """As of `trainer.Data`."""
         order = dict(batch_size=self._config.batch_size, seed=self._config.seed, start=start)
         return dataset.training_batches(
-            self.features, self.train_rows, **order, **self._process, workers=self._config.workers
+            self.features, self._epoch, **order, **self._process, workers=self._config.workers
         )
 
     def validation(self) -> Iterator[dataset.Batch]:
@@ -121,15 +127,29 @@ class Examples:
 
     def names(self, step: int) -> list[str]:
         """As of `trainer.Data`."""
-        order, size = dataset.order(self.train_rows, self._config.seed), self._config.step_size
-        return [self.features.ids[order[i]] for i in range((step - 1) * size, step * size)]
+        order, size, ids = dataset.order(self._epoch, self._config.seed), self._config.step_size, self.features.ids
+        return [ids[order[i]] for i in range((step - 1) * size, step * size)]
+
+    def table(self) -> str:
+        """How many examples of each set train and validate, as text."""
+        sides = (self.train_rows, self.validation_rows)
+        counts = [np.bincount(self.features.places[rows], minlength=len(self.features.sets)) for rows in sides]
+        lines = []
+        for place, features in enumerate(self.features.sets):
+            repeat = self.features.repeats[self.features.places == place][0]
+            often = f" {repeat} times an epoch" if repeat > 1 else ""
+            train, validate = (count[place] for count in counts)
+            lines.append(f"{features.path}: {train} examples train{often}, {validate} validate")
+        return "\n".join(lines)
 
 
 def build(config: TrainConfig, base: weights.Weights, key: jax.Array) -> Network:
     """The flow network with what is trained, an adapter drawn from `key` or all weights; says which."""
     dtype = numerics.compute_dtype(config.compute_dtype)
     network = nnx.eval_shape(
-        lambda: MMAudio(base.config, rngs=trees.UNDRAWN, dtype=dtype, precision=config.matmul_precision)
+        lambda: MMAudio(
+            base.config, rngs=trees.UNDRAWN, dtype=dtype, precision=config.matmul_precision, remat=config.remat
+        )
     )
     if config.lora:
         lora.insert(network, config.lora, rngs=nnx.Rngs(key))
@@ -141,18 +161,22 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array) -> Network
         f"{config.model}: {trees.count(trained):,} parameters are trained{' (the adapter)' if config.lora else ''}, "
         f"{trees.count(frozen):,} are frozen; compute in {dtype.name}"
     )
+    if config.optimizer.no_decay:
+        spared = trees.partition(trained, optim.decayed(config.optimizer, trained))[1]
+        distributed.say(f"weight decay leaves {trees.count(spared):,} of them in {len(spared)} leaves alone")
     return Network(graphdef, trained, frozen)
 
 
-def identify(config: TrainConfig, base: weights.Weights, features: records.FeatureSet) -> dict[str, Any]:
+def identify(config: TrainConfig, base: weights.Weights, features: mixture.Mixture) -> dict[str, Any]:
     """What the run is, as its checkpoints keep it."""
+    epoch = (name for name, repeat in zip(features.ids, features.repeats, strict=True) for _ in range(repeat))
     return {
         "config": dataclasses.asdict(config),
         "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
         "data": {
             "mode": features.metadata.mode,
             "duration": features.metadata.duration,
-            "ids_sha256": hashlib.sha256("\n".join(features.ids).encode()).hexdigest(),
+            "ids_sha256": hashlib.sha256("\n".join(epoch).encode()).hexdigest(),
             "encoders": features.metadata.encoders,
         },
         "mmaudio_jax_version": mmaudio_jax.__version__,
@@ -169,7 +193,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.batch_size, mesh)
     base = weights.load(Path(config.weights) / config.model, "mmaudio", mesh=mesh)
-    features = records.open_features(config.data)
+    features = mixture.open_mixture(config.data)
     check_fits(features, base.config, config.model)
     check_encoders(features, Path(config.weights))
     data = Examples(features, config)
@@ -177,8 +201,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     draw_keys = jax.jit(lambda: jax.random.split(jax.random.key(config.seed)), out_shardings=sharding.replicated(mesh))
     lora_key, run_key = draw_keys()
     network = build(config, base, lora_key)
+    distributed.say(data.table())
     distributed.say(
-        f"{config.data}: {len(data.train_rows)} examples train, {len(data.validation_rows)} validate, "
         f"{config.step_size} examples a step for {config.num_steps} steps on {mesh.size} × "
         f"{jax.devices()[0].device_kind} ({', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())})"
     )
@@ -196,7 +220,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
                 done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
                 distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
         return 0
-    loss = objective.make_loss(config.objective)
+    loss = objective.make_loss(config.objective, features.names if len(features.names) > 1 else ())
     code = trainer.train(config, network, loss, data, workdir=workdir, identity=identity, key=run_key, mesh=mesh)
     if not code:
         distributed.say(

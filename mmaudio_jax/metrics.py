@@ -29,6 +29,7 @@ CONSOLE = {  # tag: (label, format)
 }
 
 
+EACH = "validation/loss/"  # of the feature sets, where there are several
 WIDTH = 6  # of a number on the console
 NAMED = 8  # examples on the console, at most
 
@@ -114,6 +115,7 @@ class MetricWriter:
             for tag, (label, form) in CONSOLE.items()
             if tag.startswith(part)
         ]
+        shown += [f"{tag.removeprefix(EACH)} {value:.4f}" for tag, value in values.items() if tag.startswith(EACH)]
         if "train/seconds_left" in values:
             shown.append(f"left {datetime.timedelta(seconds=round(values['train/seconds_left']))}")
         self._bar.write(f"step {step:>6}  " + "  ".join(shown))

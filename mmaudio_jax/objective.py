@@ -1,7 +1,7 @@
 """The training objective of MMAudio: posterior draw, normalisation, condition dropping, flow-matching loss."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,12 +24,14 @@ class ObjectiveConfig:
     Attributes:
         t_distribution: `logit_normal` (published) or `uniform`.
         drop_video: probability that a sample's clip and sync features, together, become the empty ones.
-        drop_sync: probability that the sync features alone do.
+        drop_clip: probability that the clip features alone do, whatever becomes of the sync features.
+        drop_sync: probability that the sync features alone do, whatever becomes of the clip features.
         drop_text: probability that a sample's text features become the empty ones.
     """
 
     t_distribution: str
     drop_video: float
+    drop_clip: float
     drop_sync: float
     drop_text: float
 
@@ -37,7 +39,7 @@ class ObjectiveConfig:
         if self.t_distribution not in flow_matching.T_DISTRIBUTIONS:
             known = ", ".join(flow_matching.T_DISTRIBUTIONS)
             raise UserError(f"objective.t_distribution is {self.t_distribution!r}; it must be one of {known}")
-        for name in ("drop_video", "drop_sync", "drop_text"):
+        for name in ("drop_video", "drop_clip", "drop_sync", "drop_text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must lie in [0, 1]")
 
@@ -49,6 +51,7 @@ class Draws(NamedTuple):
     x1: Float[Array, "b n z"]
     t: Float[Array, " b"]
     drop_video: Bool[Array, " b"]
+    drop_clip: Bool[Array, " b"]
     drop_sync: Bool[Array, " b"]
     drop_text: Bool[Array, " b"]
 
@@ -59,12 +62,13 @@ def draw(model: MMAudio, batch: Batch, key: Key[Array, ""], config: ObjectiveCon
     def one(position, mean, std):
         sample_key = jax.random.fold_in(key, position)
         k_posterior, k_noise, k_t, k_video, k_text = jax.random.split(sample_key, 5)
-        k_sync = jax.random.fold_in(sample_key, 5)
+        k_sync, k_clip = jax.random.fold_in(sample_key, 5), jax.random.fold_in(sample_key, 6)
         return Draws(
             x0=jax.random.normal(k_noise, mean.shape),
             x1=mean + std * jax.random.normal(k_posterior, mean.shape),
             t=flow_matching.sample_t(k_t, config.t_distribution),
             drop_video=jax.random.bernoulli(k_video, config.drop_video),
+            drop_clip=jax.random.bernoulli(k_clip, config.drop_clip),
             drop_sync=jax.random.bernoulli(k_sync, config.drop_sync),
             drop_text=jax.random.bernoulli(k_text, config.drop_text),
         )
@@ -76,10 +80,11 @@ def draw(model: MMAudio, batch: Batch, key: Key[Array, ""], config: ObjectiveCon
 def features(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Array, Array, Array]:
     """Clip, sync and text features, with the empty ones where a sample drops or lacks them."""
     no_video = (draws.drop_video | ~batch["has_video"])[:, None, None]
+    no_clip = no_video | draws.drop_clip[:, None, None]
     no_sync = no_video | draws.drop_sync[:, None, None]
     no_text = (draws.drop_text | ~batch["has_text"])[:, None, None]
     return (
-        jnp.where(no_video, model.empty_clip_feat[...], batch["clip_f"]),
+        jnp.where(no_clip, model.empty_clip_feat[...], batch["clip_f"]),
         jnp.where(no_sync, model.empty_sync_feat[...], batch["sync_f"]),
         jnp.where(no_text, model.empty_string_feat[...], batch["text_f"]),
     )
@@ -92,11 +97,12 @@ def velocities(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Float[Array,
     return predicted, flow_matching.target_velocity(draws.x0, draws.x1)
 
 
-def make_loss(config: ObjectiveConfig) -> Callable:
+def make_loss(config: ObjectiveConfig, sets: Sequence[str] = ()) -> Callable:
     """The loss that the trainer takes: (model, batch, key) → (loss, measures).
 
     A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
-    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights); the
+    position, each (b,), and optionally weight (b,). The loss of each of `sets` is measured as loss/NAME; the batch then
+    also holds set (b,), which tells each sample's. Every measure is a pair (weighted sum, sum of weights); the
     norms of a velocity are per element, the root of the mean square.
     """
 
@@ -119,6 +125,8 @@ def make_loss(config: ObjectiveConfig) -> Callable:
         }
         for name, (low, high) in T_RANGES.items():
             measures[f"loss_{name}"] = weighted(error, weight * ((low <= draws.t) & (draws.t < high)))
+        for i, name in enumerate(sets):
+            measures[f"loss/{name}"] = weighted(error, weight * (batch["set"] == i))
         total, count = measures["loss"]
         return total / jnp.maximum(count, 1), measures
 

@@ -1,6 +1,7 @@
 """Schedules and the gradient transformation of a run."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mmaudio_jax import trees
 from mmaudio_jax.errors import UserError
 
 
@@ -25,6 +27,7 @@ class OptimizerConfig:
         eps: added to the root of the second moment.
         weight_decay: decoupled, times the learning rate.
         clip_norm: the global norm that gradients are clipped to.
+        no_decay: patterns of the leaves that weight decay leaves alone; none, as published, leaves none alone.
     """
 
     learning_rate: float
@@ -35,6 +38,7 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
     clip_norm: float
+    no_decay: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -79,8 +83,17 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def decayed(config: OptimizerConfig, params: trees.Params) -> trees.Mask:
+    """True for the leaves that weight decay pulls towards zero.
+
+    Raises:
+        UserError: a pattern of `no_decay` matches none of these leaves.
+    """
+    return {path: not spared for path, spared in trees.mask(config.no_decay, params).items()}
+
+
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clipping, AdamW and schedule, for the trained leaves of a tree."""
+    """Clipping, AdamW and schedule, for the trained leaves of a tree; errors when it meets them: see `decayed`."""
     return optax.chain(
         clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -89,5 +102,6 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            mask=functools.partial(decayed, config),
         ),
     )

@@ -3,21 +3,36 @@
 import ast
 import dataclasses
 import importlib
+import re
 import types
 import typing
 from pathlib import Path
 
 import pytest
 
-from mmaudio_jax import config, experiment
+from mmaudio_jax import config, experiment, objective, optim, trees
+from mmaudio_jax.data import mixture
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-def shipped(name="lora_16k"):
-    return importlib.import_module(f"configs.{name}").get_config().to_dict()
+VARIANTS = {
+    "demo_base": ("no_sync", "unaligned"),
+    "lora_16k": ("small", "large"),
+    "train_44k": ("medium",),
+    "train_44k_large": ("v2",),
+}
+
+
+def shipped(name="lora_16k", *variant):
+    return importlib.import_module(f"configs.{name}").get_config(*variant).to_dict()
+
+
+def read(values):
+    return config.from_mapping(experiment.TrainConfig, values)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -26,6 +41,48 @@ def test_every_shipped_config_is_whole_and_says_how_to_run_it(name):
     text = (ROOT / "configs" / f"{name}.py").read_text()
     for word in ("Command", f"--config configs/{name}.py", "Hardware", "Time", "Expect"):
         assert word in ast.get_docstring(ast.parse(text)), word
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
+def test_every_variant_is_whole_named_and_another(name, variant):
+    assert read(shipped(name, variant)) != read(shipped(name))
+    assert re.search(rf":{variant}\b", ast.get_docstring(ast.parse((ROOT / "configs" / f"{name}.py").read_text())))
+    with pytest.raises(ValueError, match=f"configs/{name}.py:other does not exist; choose one of .*{variant}"):
+        shipped(name, "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "preset", "repeat"),
+    [
+        ("train_16k", (), "small_16k", 5),
+        ("train_44k", (), "small_44k", 5),
+        ("train_44k", ("medium",), "medium_44k", 3),
+        ("train_44k_large", (), "large_44k", 3),
+        ("train_44k_large", ("v2",), "large_44k_v2", 3),
+    ],
+)
+def test_the_recipes_from_scratch_are_the_published_one(name, variant, preset, repeat):
+    recipe = read(shipped(name, *variant))
+    assert recipe.lora is None and recipe.step_size == 512 and recipe.num_steps == 300_000
+    parts = mixture.parse(recipe.data)
+    assert [part.repeat for part in parts] == [repeat, 1, 1, 1, 1, 1]
+    assert all(part.path.startswith(f"data/{preset.split('_')[1]}/") for part in parts)
+    assert recipe.ema.sigma_rels == (0.05, 0.1) and recipe.ema.snapshot_every == 5000
+    published = optim.OptimizerConfig(1e-4, "step", 1000, 0.9, 0.95, 1e-6, 1e-6, 1.0)
+    assert recipe.optimizer == published
+    assert recipe.model == {"small_16k": "scratch_16k"}.get(preset, f"scratch_{preset}")
+    both = "v2" in variant
+    dropping = objective.ObjectiveConfig("logit_normal", 0.1, 0.1 if both else 0.0, 0.1 if both else 0.0, 0.1)
+    assert recipe.objective == dropping
+
+
+def test_fine_tuning_spares_all_but_matrices_from_decay():
+    fine = read(shipped("finetune_16k"))
+    shapes = trees.abstract(lambda: MMAudio(PRESETS["small_16k"], rngs=trees.UNDRAWN))
+    spared = {path for path, decayed in optim.decayed(fine.optimizer, shapes[1]).items() if not decayed}
+    kernels = {path for path in shapes[1] if path.endswith(".kernel")}
+    fixed = {"latent_mean", "latent_std", "empty_string_feat"}
+    assert spared == set(shapes[1]) - kernels - fixed and fine.lora is None
 
 
 def keys(cls, prefix=()):
@@ -48,6 +105,7 @@ def test_every_key_is_read_somewhere():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"remat": "all"}, "config.remat is 'all'; it must be one of none, blocks, dots"),
         ({"batchsize": 8}, r"config.batchsize does not exist; did you mean config.batch_size\?"),
         ({"batch_size": "8"}, "config.batch_size is '8'; it must be of type int"),
         ({"batch_size": True}, "config.batch_size is True; it must be of type int"),
@@ -69,6 +127,8 @@ def test_a_wrong_value_is_named(change, message):
         ("optimizer", "schedule", "linear", "optimizer.schedule is 'linear'; it must be one of constant, cosine"),
         ("optimizer", "learning_rate", 0.0, "optimizer.learning_rate is 0.0; it must be positive"),
         ("objective", "t_distribution", "beta", "objective.t_distribution is 'beta'; it must be one of logit_normal"),
+        ("objective", "drop_clip", -0.1, r"objective.drop_clip is -0.1; it must lie in \[0, 1\]"),
+        ("optimizer", "no_decay", ".*", r"config.optimizer.no_decay is '\.\*'; it must be of type tuple"),
         ("objective", "drop_text", 2, "objective.drop_text is 2.0"),
         ("lora", "rnk", 3, r"config.lora.rnk does not exist; did you mean config.lora.rank\?"),
     ],

@@ -1,13 +1,15 @@
 """From a drawn network through training of all weights to a weights folder."""
 
 import dataclasses
+import json
+import re
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from configs import demo_base
+from configs import train_16k
 from mmaudio_jax import checkpoint, config, experiment, initialize, merge, sampling, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
@@ -29,11 +31,12 @@ def places(tmp_path_factory):
     save_stand_ins(folder / "weights")
     rng = np.random.default_rng(0)
     shapes = example_shapes("16k", 1.0, clip_dim=64, sync_dim=128, text_dim=64)
-    with FeatureWriter(folder / "set", "16k", 1.0, shapes) as writer:
-        for i in range(6):
-            arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-            arrays |= {"mean": 3 * arrays["mean"] - 40, "std": np.full_like(arrays["std"], 0.1)}
-            writer.append({"id": f"clip{i}", "caption": "a sound", "original_video": f"video{i}"}, arrays)
+    for name, seen in (("set", shapes), ("sounds", ("mean", "std", "text_f"))):
+        with FeatureWriter(folder / name, "16k", 1.0, shapes) as writer:
+            for i in range(6):
+                arrays = {key: rng.standard_normal(shapes[key]).astype(np.float32) for key in seen}
+                arrays |= {"mean": 3 * arrays["mean"] - 40, "std": np.full_like(arrays["std"], 0.1)}
+                writer.append({"id": f"clip{i}", "caption": "a sound", "original_video": f"{name}{i}"}, arrays)
     return folder
 
 
@@ -61,6 +64,63 @@ def test_a_drawn_network_has_the_statistics_of_its_data(drawn, places):
     np.testing.assert_array_equal(drawn.params["empty_string_feat"], empty)
 
 
+@pytest.fixture(scope="module")
+def mixed_run(places):
+    """(config, workdir) of the recipe from scratch, small: a mixture, a network of fewer blocks, blocks recomputed."""
+    data, out = f"{places}/set*3, {places}/sounds", places / "weights" / "shallow"
+    where = ("--model", "demo_16k", "--fused_depth", 1, "--data", data, "--weights", places / "weights", "--out", out)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(monkeypatch, None, initialize.main, *where)[0] == 0
+    values = train_16k.get_config().to_dict()
+    values |= {"model": "shallow", "weights": str(places / "weights"), "data": data, "remat": "blocks", "workers": 0}
+    values |= {"batch_size": 4, "num_steps": 4, "eval_every": 2, "log_every": 2, "validation_fraction": 0.5}
+    values["ema"]["snapshot_every"] = 2
+    train_config = config.from_mapping(experiment.TrainConfig, values)
+    train(train_config, places / "mixed")
+    return train_config, places / "mixed"
+
+
+def test_depth_and_statistics_of_a_network_for_a_mixture(mixed_run, places):
+    drawn = weights.load(places / "weights" / "shallow", "mmaudio")
+    assert (drawn.config.joint_depth, drawn.config.fused_depth) == (2, 1)
+    sets = [records.open_features(places / name) for name in ("set", "sounds")]
+    means = [features[i]["mean"] for features in sets for i in range(6)]
+    np.testing.assert_allclose(drawn.params["latent_mean"][0, 0], np.mean(means, axis=(0, 1), dtype=float), rtol=1e-6)
+    with pytest.raises(UserError, match="--joint_depth is 0; it must be at least 1"):
+        initialize.network_config("demo_16k", joint_depth=0)
+
+
+def test_a_mixture_is_trained_and_the_loss_of_each_set_is_told(mixed_run, capsys):
+    train_config, workdir = mixed_run
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    validations = [row for row in rows if "validation/loss" in row]
+    assert [row["step"] for row in validations] == [0, 2, 4]
+    train(train_config, workdir, dry_run=True)
+    told = re.findall(r"/(\w+): (\d+) examples train( 3 times an epoch)?, (\d+) validate", capsys.readouterr().out)
+    assert [(name, often != "") for name, _, often, _ in told] == [("set", True), ("sounds", False)]
+    shares = np.array([int(count) for *_, count in told]) / 6
+    assert all(shares) and sum(shares) == 1
+    for row in validations:
+        each = [row["validation/loss/set"], row["validation/loss/sounds"]]
+        assert each[0] != each[1] and shares @ each == pytest.approx(row["validation/loss"], rel=1e-5)
+    assert any("train/loss/set" in row for row in rows)
+
+
+def test_a_mixture_of_other_repeats_is_another_run(mixed_run, places):
+    train_config, workdir = mixed_run
+    other = dataclasses.replace(train_config, data=f"{places}/set*2, {places}/sounds")
+    with pytest.raises(UserError, match="ids_sha256 is .* other clips than the run's, or repeats them otherwise"):
+        train(other, workdir)
+    train(dataclasses.replace(train_config, remat="none"), workdir)  # the same numbers in more memory
+
+
+def test_what_a_mixture_trained_makes_sound(mixed_run, places):
+    _, workdir = mixed_run
+    pipeline = sampling.Pipeline.load(places / "weights", "shallow", workdir)
+    sound = pipeline.generate([sampling.Features(None, None, None, None)], [0], 1.0, num_steps=2)
+    assert sound.shape == (1, 16000) and np.isfinite(sound).all() and sound.any()
+
+
 def test_a_set_made_with_another_clip_is_refused(places, monkeypatch, capsys, tmp_path):
     features = records.open_features(places / "set")
     with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes, {"clip": "of another"}) as writer:
@@ -79,15 +139,13 @@ def test_a_set_made_with_another_clip_is_refused(places, monkeypatch, capsys, tm
     assert code == 1 and "the feature set was made with another CLIP than" in error and not (tmp_path / "w").exists()
 
 
-def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatch, capsys, tmp_path):
-    values = demo_base.get_config().to_dict() | {"weights": str(places / "weights"), "data": str(places / "set")}
-    values |= {"batch_size": 2, "num_steps": 2, "eval_every": 2, "validation_fraction": 0.3}
-    train_config = config.from_mapping(experiment.TrainConfig, values)
-    train(train_config, tmp_path / "run")
-    trained = checkpoint.load_adapter(tmp_path / "run").params
+def test_all_weights_train_and_become_a_weights_folder(mixed_run, places, monkeypatch, capsys, tmp_path):
+    train_config, workdir = mixed_run
+    drawn = weights.load(places / "weights" / "shallow", "mmaudio")
+    trained = checkpoint.load_adapter(workdir).params
     kept = {"latent_mean", "latent_std", "empty_string_feat"}
     assert set(drawn.params) - set(trained) == kept
-    assert run(monkeypatch, capsys, merge.main, tmp_path / "run", "--out", tmp_path / "whole")[0] == 0
+    assert run(monkeypatch, capsys, merge.main, workdir, "--out", tmp_path / "whole")[0] == 0
     merged = weights.load(tmp_path / "whole", "mmaudio")
     assert merged.config == drawn.config and merged.params.keys() == drawn.params.keys()
     for path, leaf in merged.params.items():
@@ -95,8 +153,8 @@ def test_all_weights_train_and_become_a_weights_folder(drawn, places, monkeypatc
     assert np.abs(merged.params["final_layer.conv.kernel"]).max() > 0  # it began at zero
     again = dataclasses.replace(train_config, eval_every=1)
     with pytest.raises(UserError, match="its config.eval_every is 2, now it is 1"):
-        train(again, tmp_path / "run")
-    same = sampling.load_flow_network(drawn.directory, checkpoint.load_adapter(tmp_path / "run")).params
+        train(again, workdir)
+    same = sampling.load_flow_network(drawn.directory, checkpoint.load_adapter(workdir)).params
     assert weights.fingerprint(same) == merged.metadata["fingerprint"]
 
 

@@ -18,7 +18,7 @@ from mmaudio_jax.features import Encoders, encode, read_media
 from mmaudio_jax.models.mmaudio import MMAudio
 
 CLIPS, STEPS, BATCH = 4, 150, 8
-OBJECTIVE = objective.ObjectiveConfig("logit_normal", drop_video=0.1, drop_sync=0.0, drop_text=0.1)
+OBJECTIVE = objective.ObjectiveConfig("logit_normal", drop_video=0.1, drop_clip=0.0, drop_sync=0.0, drop_text=0.1)
 ALWAYS = dataclasses.replace(OBJECTIVE, drop_video=0.0, drop_text=0.0)
 OPTIMIZER = optim.OptimizerConfig(4e-3, "cosine", 20, 0.9, 0.999, 1e-8, 0.01, 1.0)
 PATTERNS = {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"}

@@ -24,7 +24,7 @@ def model():
 def dropped(model, **probabilities):
     """Which samples of a batch have an empty (clip, sync, text) feature."""
     config = objective.ObjectiveConfig(
-        "uniform", **{"drop_video": 0.0, "drop_sync": 0.0, "drop_text": 0.0} | probabilities
+        "uniform", **{"drop_video": 0.0, "drop_clip": 0.0, "drop_sync": 0.0, "drop_text": 0.0} | probabilities
     )
     given = {name: jnp.ones((B, n, 3)) for name, n in (("clip_f", 2), ("sync_f", 8), ("text_f", 2))}
     given |= {"mean": jnp.zeros((B, 5, 4)), "std": jnp.ones((B, 5, 4)), "position": jnp.arange(B)}
@@ -43,6 +43,25 @@ def test_video_drops_together_and_sync_also_alone(model):
     assert sync.all() and 16 < clip.sum() < 48 and (clip != text).any()
 
 
+def test_clip_drops_alone_and_whatever_becomes_of_sync(model):
+    clip, sync, text = dropped(model, drop_clip=0.5)
+    assert 16 < clip.sum() < 48 and not sync.any() and not text.any()
+    both, sync, _ = dropped(model, drop_clip=0.5, drop_sync=0.5)
+    assert (both == clip).all()
+    assert {(bool(c), bool(s)) for c, s in zip(both, sync, strict=True)} == {(c, s) for c in (0, 1) for s in (0, 1)}
+
+
+def test_the_draws_of_one_condition_do_not_depend_on_another_s(model):
+    given = {"mean": jnp.zeros((B, 5, 4)), "std": jnp.ones((B, 5, 4)), "position": jnp.arange(B)}
+    without, with_clip = (
+        objective.draw(model, given, jax.random.key(0), objective.ObjectiveConfig("logit_normal", 0.1, p, 0.3, 0.1))
+        for p in (0.0, 0.9)
+    )
+    assert with_clip.drop_clip.sum() > 32 > without.drop_clip.sum()
+    for name in set(without._fields) - {"drop_clip"}:
+        np.testing.assert_array_equal(getattr(without, name), getattr(with_clip, name))
+
+
 def test_a_probability_out_of_range_is_refused():
     with pytest.raises(UserError, match=r"objective.drop_sync is 1.5; it must lie in \[0, 1\]"):
-        objective.ObjectiveConfig("uniform", 0.0, 1.5, 0.0)
+        objective.ObjectiveConfig("uniform", 0.0, 0.0, 1.5, 0.0)

@@ -1,5 +1,6 @@
 """The train step: the golden losses, and what a step may and may not change."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,6 +12,7 @@ from conftest import relative_error
 from flax import nnx
 
 from mmaudio_jax import flow_matching, lora, objective, optim, train_step, trees
+from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
 RECIPE = optim.OptimizerConfig(1e-3, "constant", 5, 0.9, 0.95, 1e-8, 1e-6, 1.0)
@@ -44,6 +46,7 @@ def golden_loss(model, batch, key):
         x1=model.normalize(batch["latent"]),
         t=batch["t"],
         drop_video=batch["drop_video"],
+        drop_clip=jnp.zeros_like(batch["drop_video"]),
         drop_sync=jnp.zeros_like(batch["drop_video"]),
         drop_text=batch["drop_text"],
     )
@@ -164,6 +167,27 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(toy, one_devic
     state, measures = step(state, frozen, toy_batch(0), jax.random.key(0))
     assert train_step.means([measures])["skipped"] == 0
     assert not np.array_equal(state["params"]["layer.lora_b"], before["params"]["layer.lora_b"])
+
+
+def test_weight_decay_spares_the_leaves_that_are_named(one_device):
+    graphdef, params = trees.split(Toy(nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: leaf + 1, params)
+    after = {}
+    for no_decay in ((), (r".*\.bias",)):
+        config = dataclasses.replace(RECIPE, warmup_steps=0, weight_decay=0.1, no_decay=no_decay)
+        optimizer = optim.make_optimizer(config, 100)
+        state = train_step.initial_state(jax.tree.map(jnp.copy, params), optimizer, one_device)
+        step = train_step.make_train_step(graphdef, toy_loss, optimizer, one_device)
+        after[no_decay] = step(state, {}, toy_batch(0), jax.random.key(0))[0]["params"]
+    plain, spared = after.values()
+    np.testing.assert_array_equal(plain["layer.kernel"], spared["layer.kernel"])
+    np.testing.assert_allclose(spared["layer.bias"] - plain["layer.bias"], 1e-3 * 0.1 * params["layer.bias"], rtol=1e-2)
+
+
+def test_a_pattern_of_no_leaf_is_refused():
+    config = dataclasses.replace(RECIPE, no_decay=("layers.bias",))
+    with pytest.raises(UserError, match="'layers.bias' matches nothing; the nearest paths are layer.bias"):
+        optim.make_optimizer(config, 100).init({"layer.bias": jnp.ones(2), "layer.kernel": jnp.ones((3, 2))})
 
 
 def test_the_published_schedules():

@@ -78,48 +78,26 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
 
 
 class FeatureSet(abc.ABC):
-    """A sequence of feature examples and the table that goes with it, row by row.
+    """A sequence of feature examples.
 
     Attributes:
-        path: the set's folder.
+        path: the set's folder, or what else tells a reader which set it is.
         metadata: what the examples share.
-        table: id and provenance of every example.
     """
 
-    caption_column = "caption"
-
-    def __init__(self, path: Path, metadata: Metadata, table: Table):
-        self.path, self.metadata, self.table = path, metadata, table
-        table.require("id")
-        if len(table.rows) != metadata.count:
-            raise UserError(
-                f"the feature set {path} has {metadata.count} examples but {table.path} has "
-                f"{len(table.rows)} rows; they must go together line by line"
-            )
-        if not metadata.count:
-            raise UserError(f"the feature set {path} is empty")
+    def __init__(self, path: Path | str, metadata: Metadata):
+        self.path, self.metadata = path, metadata
 
     def __len__(self) -> int:
         return self.metadata.count
 
+    @abc.abstractmethod
     def __getitem__(self, index: int) -> Example:
         """The example, checked; absent conditions are zeros with has_video or has_text false.
 
         Raises:
             UserError: the example is damaged (names set, row, id and array).
         """
-        row = self.table.rows[index]
-        try:
-            arrays = self.read(index)
-            check_arrays(arrays, self.metadata.shapes)
-        except ValueError as error:
-            raise UserError(
-                f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
-                f"{self.table.path.name} (id {row['id']!r}): {error}; extract that clip again or leave it out"
-            ) from None
-        zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
-        has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
-        return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
 
     def check(self, indices: Sequence[int] | None = None) -> None:
         """Reads these examples, or all, once, so that a run need not stop for a damaged one in its middle.
@@ -133,23 +111,75 @@ class FeatureSet(abc.ABC):
         ):
             self[index]
 
+    @property
+    @abc.abstractmethod
+    def ids(self) -> list[str]:
+        """One id an example."""
+
+    @property
+    @abc.abstractmethod
+    def captions(self) -> list[str]:
+        """One caption an example; empty where there is none."""
+
+    @property
+    @abc.abstractmethod
+    def sources(self) -> list[str]:
+        """The video that each example was cut from: the first of `SOURCE_COLUMNS` that its row fills."""
+
+
+class StoredFeatures(FeatureSet):
+    """A folder of examples and the table that goes with it, row by row.
+
+    Attributes:
+        table: id and provenance of every example.
+    """
+
+    caption_column = "caption"
+
+    def __init__(self, path: Path, metadata: Metadata, table: Table):
+        super().__init__(path, metadata)
+        self.table = table
+        table.require("id")
+        if len(table.rows) != metadata.count:
+            raise UserError(
+                f"the feature set {path} has {metadata.count} examples but {table.path} has "
+                f"{len(table.rows)} rows; they must go together line by line"
+            )
+        if not metadata.count:
+            raise UserError(f"the feature set {path} is empty")
+
+    def __getitem__(self, index: int) -> Example:
+        """As of `FeatureSet`."""
+        row = self.table.rows[index]
+        try:
+            arrays = self.read(index)
+            check_arrays(arrays, self.metadata.shapes)
+        except ValueError as error:
+            raise UserError(
+                f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
+                f"{self.table.path.name} (id {row['id']!r}): {error}; extract that clip again or leave it out"
+            ) from None
+        zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
+        has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
+        return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
+
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:
         """The arrays that are stored for one example; a ValueError if they cannot be read."""
 
     @property
     def ids(self) -> list[str]:
-        """One id an example."""
+        """As of `FeatureSet`."""
         return [row["id"] for row in self.table.rows]
 
     @property
     def captions(self) -> list[str]:
-        """One caption an example; empty where there is none."""
+        """As of `FeatureSet`."""
         return [row.get(self.caption_column, "") for row in self.table.rows]
 
     @property
     def sources(self) -> list[str]:
-        """The video that each example was cut from: the first of `SOURCE_COLUMNS` that its row fills."""
+        """As of `FeatureSet`."""
         return [_source(row) for row in self.table.rows]
 
 

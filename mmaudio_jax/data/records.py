@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mmaudio_jax.data.example import FeatureSet, Metadata, check_arrays, example_shapes
+from mmaudio_jax.data.example import Metadata, StoredFeatures, check_arrays, example_shapes
 from mmaudio_jax.data.table import Row, read_table, write_table
 from mmaudio_jax.data.tensordict import TensorDictFeatures
 from mmaudio_jax.errors import UserError
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 RECORDS = "examples-00000-of-00001.array_record"
 
 
-def open_features(path: str | os.PathLike) -> FeatureSet:
+def open_features(path: str | os.PathLike) -> StoredFeatures:
     """Opens a feature set, this project's own or a TensorDict memory-map folder, known by what lies in it.
 
     The table of a TensorDict folder is the TSV of the folder's name beside it.
@@ -102,7 +102,7 @@ class FeatureWriter(contextlib.AbstractContextManager):
         return self._stack.__exit__(*error)
 
 
-class RecordFeatures(FeatureSet):
+class RecordFeatures(StoredFeatures):
     """A feature set that `FeatureWriter` wrote."""
 
     def __init__(self, path: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmaudio_jax.data.example import TEXT_LENGTH, FeatureSet, Metadata, example_shapes
+from mmaudio_jax.data.example import TEXT_LENGTH, Metadata, StoredFeatures, example_shapes
 from mmaudio_jax.data.table import read_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS, VAE_FACTOR, AudioMode, lengths, mode_of
@@ -27,7 +27,7 @@ PUBLISHED = {
 REQUIRED = ("mean", "std", "text_f")
 
 
-class TensorDictFeatures(FeatureSet):
+class TensorDictFeatures(StoredFeatures):
     """A memory-map folder as it lies, with the TSV of its name beside it; nothing is copied or converted."""
 
     def __init__(self, path: Path):

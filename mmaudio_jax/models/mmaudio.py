@@ -6,6 +6,7 @@ Time t = 0 is noise, t = 1 is data. Shapes are (batch, time, channels).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,19 @@ PRESETS = {
     "demo_16k_unaligned": MMAudioConfig(20, 64, 2, 2, 2, aligned_rope=False, clip_dim=64, sync_dim=128, text_dim=64),
     "tiny": MMAudioConfig(20, 64, 2, 2, 1),
     "tiny_v2": MMAudioConfig(20, 64, 2, 2, 1, v2=True),
+}
+
+
+def _products(primitive, *args, **params) -> bool:
+    """Whether a value is the product of a linear layer or a convolution with its weights."""
+    matrices = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive is jax.lax.conv_general_dilated_p or matrices(primitive, *args, **params)
+
+
+REMAT = {  # which of a block's activations the backward pass finds; the others are computed again
+    "none": None,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": _products,
 }
 
 
@@ -215,10 +229,12 @@ class MMAudio(nnx.Module):
         dtype: compute dtype of the blocks and the final layer; what leads up to them (input projections, conditions,
             time), the residual stream, norms, softmax and angles stay in float32.
         precision: matrix-product precision of every layer.
+        remat: how much the backward pass computes again, for memory (arXiv 1604.06174): `none`; `blocks`, every joint
+            and fused block from what goes into it; `dots`, of them all but the products with weights.
     """
 
-    def __init__(self, config: MMAudioConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, precision=None):
-        self.config = config
+    def __init__(self, config: MMAudioConfig, *, rngs: nnx.Rngs, dtype=jnp.float32, precision=None, remat="none"):
+        self.config, self.remat = config, remat
         dim = config.hidden_dim
         kw = dict(rngs=rngs, dtype=dtype, precision=precision)
         # rounding here reaches every block: float32 halves the error of bfloat16, and costs little
@@ -299,10 +315,16 @@ class MMAudio(nnx.Module):
         global_c = (conditions.global_c + self.t_embed(t))[:, None]
         extended_c = global_c + conditions.sync_f
         for block in self.joint_blocks:
-            x, clip_f, text_f = block(x, clip_f, text_f, extended_c, global_c, latent_rotation, clip_rotation)
+            streams = (x, clip_f, text_f)
+            x, clip_f, text_f = self._remat(block)(*streams, extended_c, global_c, latent_rotation, clip_rotation)
         for block in self.fused_blocks:
-            x = block(x, extended_c, latent_rotation)
+            x = self._remat(block)(x, extended_c, latent_rotation)
         return self.final_layer(x, global_c).astype(jnp.float32)
+
+    def _remat(self, block: nnx.Module) -> Callable:
+        """The block as a function that keeps what `remat` says."""
+        policy = REMAT[self.remat]
+        return block if policy is None else jax.checkpoint(lambda *streams: block(*streams), policy=policy)
 
     def __call__(self, latent, t, clip_f, sync_f, text_f) -> Float[Array, "b n z"]:
         """`velocity` under `conditions` of the features."""
