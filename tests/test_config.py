@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import lora_16k_stages
 from mmaudio_jax import config, experiment
 from mmaudio_jax.errors import UserError
 
@@ -26,6 +27,14 @@ def test_every_shipped_config_is_whole_and_says_how_to_run_it(name):
     text = (ROOT / "configs" / f"{name}.py").read_text()
     for word in ("Command", f"--config configs/{name}.py", "Hardware", "Time", "Expect"):
         assert word in ast.get_docstring(ast.parse(text)), word
+
+
+def test_each_stage_starts_from_the_one_before_at_twice_its_rank():
+    stages = [lora_16k_stages.get_config(stage).lora for stage in lora_16k_stages.STAGES]
+    assert [stage.rank for stage in stages] == [32, 64, 128] and {stage.alpha / stage.rank for stage in stages} == {1.0}
+    assert [stage.start for stage in stages] == [None, "runs/stage_32@best", "runs/stage_64@best"]
+    for stage in lora_16k_stages.STAGES:
+        assert f"lora_16k_stages.py:{stage} --workdir runs/stage_{stage} " in lora_16k_stages.__doc__
 
 
 def keys(cls, prefix=()):
@@ -71,6 +80,8 @@ def test_a_wrong_value_is_named(change, message):
         ("objective", "t_distribution", "beta", "objective.t_distribution is 'beta'; it must be one of logit_normal"),
         ("objective", "drop_text", 2, "objective.drop_text is 2.0"),
         ("lora", "rnk", 3, r"config.lora.rnk does not exist; did you mean config.lora.rank\?"),
+        ("lora", "ranks", {"ffn": "8"}, "config.lora.ranks.ffn is '8'; it must be of type int"),
+        ("lora", "start", 3, "config.lora.start is 3; it must be of type str"),
     ],
 )
 def test_a_wrong_value_in_a_group_is_named(group, key, value, message):

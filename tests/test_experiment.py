@@ -329,6 +329,7 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
     ("flags", "message"),
     [
         (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
+        (["--config.lora.ranks={'mlp': 8}"], "lora.ranks names 'mlp', which is not in lora.targets: qkv"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.batch_size=x"], "flag --config.batch_size=x: invalid literal"),
     ],
