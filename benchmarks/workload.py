@@ -18,7 +18,17 @@ from mmaudio_jax import lora, objective, optim, sampling, sharding, train_step, 
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
 from mmaudio_jax.sequence import lengths, mode_of  # noqa: E402
 
-LORA = lora.LoRAConfig(64, 64.0, 0.1, ("qkv", "ffn"), {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"})
+LORA = lora.LoRAConfig(
+    rank=64,
+    alpha=64.0,
+    rslora=False,
+    dropout=0.1,
+    targets=("qkv", "ffn"),
+    patterns={"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"},
+    ranks={},
+    alphas={},
+    start=None,
+)
 OPTIMIZER = optim.OptimizerConfig(1e-4, "cosine", 2, 0.9, 0.999, 1e-8, 0.01, 1.0)
 OBJECTIVE = objective.ObjectiveConfig("logit_normal", drop_video=0.1, drop_clip=0.0, drop_sync=0.0, drop_text=0.1)
 SECONDS, STEPS, GUIDANCE = 8.0, 25, 4.5

@@ -8,6 +8,7 @@ Expect     the validation loss below its value at step 0, which is the released 
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 # name: (rank, targets), for 5–10, 10–50 and more than 50 source videos
 SIZES = {
@@ -49,12 +50,16 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.lora = ConfigDict()
     config.lora.rank = rank
     config.lora.alpha = 64.0
+    config.lora.rslora = False  # True: scaled by alpha / √rank instead of alpha / rank
     config.lora.dropout = 0.1
     config.lora.targets = targets  # of the patterns below
     config.lora.patterns = ConfigDict()
     config.lora.patterns.qkv = r".*\.attn\.qkv"
     config.lora.patterns.attention_output = r".*\.linear1"
     config.lora.patterns.ffn = r".*_blocks\..*\.ffn\.w[123]"
+    config.lora.ranks = ConfigDict()  # of targets that have a rank of their own
+    config.lora.alphas = ConfigDict()
+    config.lora.start = placeholder(str)  # a run whose adapter this one begins as
 
     config.ema = ConfigDict()
     config.ema.sigma_rels = (0.05, 0.1)

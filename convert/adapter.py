@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,12 @@ PREFIX = "base_model.model."  # of PEFT's names
 MMAUDIO = next(table for table in TABLES if table.network == "mmaudio")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FINGERPRINT = "base_fingerprint"  # in the header: of the weights that it was trained on
-# what is read of PEFT's settings beside r and lora_alpha: the values of each that are LoRA as it is here
+# of PEFT's further settings: the values of each that are LoRA as it is here
 PLAIN = {
     "peft_type": ["LORA"],
     "bias": ["none"],
     "use_dora": [False],
-    "use_rslora": [False],
     "fan_in_fan_out": [False],
-    "rank_pattern": [{}, None],
-    "alpha_pattern": [{}, None],
     "modules_to_save": [None],
     "init_lora_weights": [True, False, "gaussian"],  # others change the base's weights, too
     "alora_invocation_tokens": [None],
@@ -55,16 +52,15 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     A (in, r) becomes lora_A.weight (r, in), of a convolution (k, in, r) → (r, in, k); B (r, out) becomes lora_B.weight
     (out, r), of a convolution (out, r, 1).
     """
-    settings = _lora_settings(adapter)
+    settings = adapter.lora
+    if settings is None:
+        raise UserError("the run trained all weights, so there is no adapter; use --to merged")
+    owner = lora.targeted(lora.adapted_layers(adapter.params), settings)
     tensors = {}
-    for path, a in adapter.params.items():
-        if not path.endswith(".lora_a"):
-            continue
-        layer = path.removesuffix(".lora_a")
-        a, b = np.asarray(a), np.asarray(adapter.params[f"{layer}.lora_b"]).T
+    for layer in owner:
+        a, b = np.asarray(adapter.params[f"{layer}.lora_a"]), np.asarray(adapter.params[f"{layer}.lora_b"]).T
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = np.ascontiguousarray(a.transpose(2, 1, 0) if a.ndim == 3 else a.T)
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = np.ascontiguousarray(b[..., None] if a.ndim == 3 else b)
-    layers = sorted({path.rpartition(".")[0] for path in adapter.params})
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -73,8 +69,11 @@ def to_peft(adapter: Adapter) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "fan_in_fan_out": False,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
+        "use_rslora": settings.rslora,
+        "rank_pattern": {layer: settings.ranks[name] for layer, name in owner.items() if name in settings.ranks},
+        "alpha_pattern": {layer: settings.alphas[name] for layer, name in owner.items() if name in settings.alphas},
         "lora_dropout": settings.dropout,
-        "target_modules": layers,
+        "target_modules": sorted(owner),
         "base_model_name_or_path": Path(adapter.run["base"]["path"]).name,
     }
     return config, tensors
@@ -90,19 +89,20 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
     for name, plain in PLAIN.items():
         if name in config and config[name] not in plain:
             raise UserError(f"the adapter's {name} is {config[name]!r}; only {plain[0]!r} can be imported")
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if type(rank) is not int or type(alpha) not in (int, float):
-        raise UserError(f"{CONFIG} has no r and lora_alpha")
+    parts = {name: re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name) for name in tensors}
+    named = {match[1] for match in parts.values() if match}
+    ranks = _by_layer(config, "r", "rank_pattern", named, (int,))
+    alphas = _by_layer(config, "lora_alpha", "alpha_pattern", named, (int, float))
     params, wrong = {}, []
     for name, tensor in tensors.items():
-        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name)
+        match = parts[name]
         kernel = base.params.get(f"{match[1]}.kernel") if match else None
         if kernel is None:
             wrong.append(f"{name} belongs to no layer of {base.directory}")
             continue
         if fault := matching.fault(tensor):
             wrong.append(f"{name} {fault}")
-        array, which = np.asarray(tensor, np.float32), match[2].lower()
+        array, which, rank = np.asarray(tensor, np.float32), match[2].lower(), ranks[match[1]]
         if which == "b" and array.ndim == 3:
             array = array[..., 0]
         array = np.ascontiguousarray(array.transpose(2, 1, 0) if array.ndim == 3 else array.T)
@@ -119,12 +119,36 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
     if wrong or not params:
         raise UserError("\n  ".join(["the adapter does not fit:", *(wrong or ["it has no tensors"])]))
     patterns = {layer: re.escape(layer) for layer in layers}
-    settings = lora.LoRAConfig(rank, float(alpha), float(config.get("lora_dropout") or 0.0), tuple(layers), patterns)
+    settings = lora.LoRAConfig(
+        rank=config["r"],
+        alpha=float(config["lora_alpha"]),
+        rslora=bool(config.get("use_rslora")),
+        dropout=float(config.get("lora_dropout") or 0.0),
+        targets=tuple(layers),
+        patterns=patterns,
+        ranks={layer: rank for layer, rank in ranks.items() if rank != config["r"]},
+        alphas={layer: float(alpha) for layer, alpha in alphas.items() if alpha != config["lora_alpha"]},
+        start=None,
+    )
     about = {"path": str(base.directory), "fingerprint": made_for or base.metadata["fingerprint"]}
     config = {"model": base.directory.name, "lora": dataclasses.asdict(settings)}
     adapter = Adapter(params, 0, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
     adapter.check_base(base.metadata["fingerprint"], base.directory)
     return adapter
+
+
+def _by_layer(config: Mapping[str, Any], name: str, own: str, layers: Iterable[str], kinds: tuple[type, ...]):
+    """{layer: its r or lora_alpha}: of the first pattern under `own` that fits the end of its path, as in PEFT."""
+    default, patterns = config.get(name), config.get(own) or {}
+    if not isinstance(patterns, dict) or any(type(value) not in kinds for value in (default, *patterns.values())):
+        raise UserError(f"{CONFIG} must give numbers as {name} and {own}; it has {default!r} and {patterns!r}")
+    try:
+        return {
+            layer: next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
+            for layer in layers
+        }
+    except re.error as error:
+        raise UserError(f"{CONFIG} has a key in {own} that is not a regular expression: {error}") from None
 
 
 def read_peft(path: Path) -> tuple[Any, dict[str, np.ndarray], str | None]:
@@ -146,13 +170,6 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], about: Mapping[str, str
     """Writes a .safetensors file, whole or not at all, that whoever may read the folder may read."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(safetensors.numpy.save(dict(tensors), metadata={"format": "pt", **about}))
-
-
-def _lora_settings(adapter: Adapter) -> lora.LoRAConfig:
-    settings = adapter.run["config"]["lora"]
-    if settings is None:
-        raise UserError("the run trained all weights, so there is no adapter; use --to merged")
-    return lora.LoRAConfig(**settings)
 
 
 @errors.main

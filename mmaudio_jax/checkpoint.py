@@ -17,24 +17,26 @@ from orbax.checkpoint import checkpoint_managers
 from mmaudio_jax import distributed, trees
 from mmaudio_jax.errors import Damaged, UserError, reading
 from mmaudio_jax.files import atomic_directory
+from mmaudio_jax.lora import LoRAConfig
 
 State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.train_step`
 
 ADVICE = {  # where the value cannot be given
     "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
     "data.ids_sha256": "--config.data names other clips than the run's, or repeats them otherwise: name the old ones",
-    "config.num_steps": "a run's length is part of its schedule; to train on, merge it (python -m mmaudio_jax.merge) "
-    "and start from that",
+    "config.num_steps": "a run's length is part of its schedule; to train on, start another run from it "
+    "(--config.lora.start) or from what python -m mmaudio_jax.merge makes of it",
+    "start.fingerprint": "config.lora.start names another adapter than the one that the run began as: name that one",
 }
 ALONE = "alone"  # in what is kept of a run: its leaves are all there is, it cannot go on
 FOLDER = "checkpoints"  # of a workdir
 SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
 DAMAGED = "damaged"  # of a workdir: checkpoints that could not be read
 BEST = "best"  # RUN@best: the checkpoint of the lowest validation loss
-# what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same base lies
+# what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same things lie
 MAY_CHANGE = (
     *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
-    *("config.remat", "base.path", "mmaudio_jax_version"),
+    *("config.remat", "config.lora.start", "base.path", "start.path", "start.step", "mmaudio_jax_version"),
 )
 
 
@@ -79,8 +81,8 @@ class RunCheckpoints(_Kept):
 
     Args:
         workdir: the run's folder.
-        run: what the run is, JSON values: `config`, `base` and `data` (what they are, and where), version. It is
-            stored with every checkpoint; opening a folder that holds another run's is an error.
+        run: what the run is, JSON values: `config`, `base`, `start` and `data` (what they are, and where), version. It
+            is stored with every checkpoint; opening a folder that holds another run's is an error.
         keep_last: how many of the newest are kept; the one of the lowest loss is kept as well.
         keep_every: those of multiples of this step are kept as well; 0 none.
         read_only: looks at what is there, and makes nothing.
@@ -215,6 +217,12 @@ class Adapter:
     params: trees.Params
     step: int
     run: dict[str, Any]
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """What is adapted, and how; None: all weights were trained."""
+        settings = self.run["config"]["lora"]
+        return LoRAConfig(**settings) if settings else None
 
     def check_base(self, fingerprint: str, directory: Path) -> None:
         """Raises a UserError unless these weights, those in `directory`, are what the run started from."""
@@ -358,8 +366,8 @@ def _check_sums(manager: ocp.CheckpointManager, step: int, state: State) -> None
 
 def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:
     if isinstance(asked, Mapping) and isinstance(stored, Mapping):
-        for key in asked:
-            _check_same(f"{name}.{key}" if name else key, stored.get(key), asked[key], workdir)
+        for key in {**asked, **stored}:
+            _check_same(f"{name}.{key}" if name else key, stored.get(key), asked.get(key), workdir)
     elif name not in MAY_CHANGE and (list(stored) if isinstance(stored, tuple) else stored) != (
         list(asked) if isinstance(asked, tuple) else asked
     ):

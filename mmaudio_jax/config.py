@@ -48,4 +48,6 @@ def _typed(expected: Any, value: Any, name: str) -> Any:
     accepted = Mapping if origin is dict else origin
     if not isinstance(value, accepted) or (isinstance(value, bool) and origin is not bool):
         raise UserError(f"{name} is {value!r}; it must be of type {origin.__name__}")
-    return dict(value) if origin is dict else value
+    if origin is dict:
+        return {key: _typed(typing.get_args(expected)[1], v, f"{name}.{key}") for key, v in value.items()}
+    return value

@@ -1,5 +1,6 @@
 """One training run of MMAudio: its config, and what the trainer is given for it."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from flax import nnx
 
 import mmaudio_jax
 from mmaudio_jax import distributed, lora, numerics, objective, optim, sharding, trainer, trees, weights
-from mmaudio_jax.checkpoint import RunCheckpoints
+from mmaudio_jax.checkpoint import Adapter, RunCheckpoints, load_adapter, read_run
 from mmaudio_jax.data import dataset, mixture
 from mmaudio_jax.data.example import FeatureSet
 from mmaudio_jax.errors import UserError
@@ -143,8 +144,47 @@ class Examples:
         return "\n".join(lines)
 
 
-def build(config: TrainConfig, base: weights.Weights, key: jax.Array) -> Network:
-    """The flow network with what is trained, an adapter drawn from `key` or all weights; says which."""
+def find_start(config: TrainConfig, workdir: Path) -> tuple[dict[str, Any] | None, Adapter | None]:
+    """What the run's adapter begins as: what it is, as checkpoints keep it, and the adapter.
+
+    A run that has come to a checkpoint needs its start no more: under the name that the checkpoint has, it is not read.
+
+    Raises:
+        UserError: the start is no run.
+    """
+    path = config.lora and config.lora.start
+    if not path:
+        return None, None
+    with contextlib.suppress(UserError):  # there is no checkpoint yet
+        known = read_run(workdir).get("start")
+        if known and known["path"] == path:
+            return known, None
+    adapter = load_adapter(Path(path))
+    return {"path": path, "step": adapter.step, "fingerprint": weights.fingerprint(adapter.params)}, adapter
+
+
+def begun_as(start: Adapter, drawn: trees.Params, config: TrainConfig, base: weights.Weights) -> trees.Params:
+    """The drawn adapter, grown from `start`; says so.
+
+    Raises:
+        UserError: `start` has another base or no adapter, or cannot be grown into this one (see `lora.grow`).
+    """
+    start.check_base(base.metadata["fingerprint"], base.directory)
+    if start.lora is None:
+        raise UserError(
+            f"lora.start is {config.lora.start}, a run of all weights; merge it (python -m mmaudio_jax.merge) and give "
+            "that as config.model"
+        )
+    begun = lora.grow(drawn, config.lora, start.params, start.lora)
+    distributed.say(f"the adapter begins as that of {config.lora.start}, step {start.step}")
+    return begun
+
+
+def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Adapter | None = None) -> Network:
+    """The flow network with what is trained, an adapter drawn from `key` or all weights; says which.
+
+    The adapter begins as `start`, where that is given.
+    """
     dtype = numerics.compute_dtype(config.compute_dtype)
     network = nnx.eval_shape(
         lambda: MMAudio(
@@ -157,6 +197,8 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array) -> Network
     graphdef, leaves = trees.split(network)
     mask = trees.mask([lora.ADAPTER], leaves) if config.lora else trees.trainable(network)
     trained, frozen = trees.partition({**leaves, **base.params}, mask)
+    if start:
+        trained = begun_as(start, trained, config, base)
     distributed.say(
         f"{config.model}: {trees.count(trained):,} parameters are trained{' (the adapter)' if config.lora else ''}, "
         f"{trees.count(frozen):,} are frozen; compute in {dtype.name}"
@@ -167,12 +209,15 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array) -> Network
     return Network(graphdef, trained, frozen)
 
 
-def identify(config: TrainConfig, base: weights.Weights, features: mixture.Mixture) -> dict[str, Any]:
-    """What the run is, as its checkpoints keep it."""
+def identify(
+    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, start: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the run is, as its checkpoints keep it; `start` is of `find_start`."""
     epoch = (name for name, repeat in zip(features.ids, features.repeats, strict=True) for _ in range(repeat))
     return {
         "config": dataclasses.asdict(config),
         "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
+        "start": start,
         "data": {
             "mode": features.metadata.mode,
             "duration": features.metadata.duration,
@@ -200,7 +245,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
 
     draw_keys = jax.jit(lambda: jax.random.split(jax.random.key(config.seed)), out_shardings=sharding.replicated(mesh))
     lora_key, run_key = draw_keys()
-    network = build(config, base, lora_key)
+    begins, start = find_start(config, workdir)
+    network = build(config, base, lora_key, start)
     distributed.say(data.table())
     distributed.say(
         f"{config.step_size} examples a step for {config.num_steps} steps on {mesh.size} × "
@@ -212,8 +258,8 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
     check_examples(features)
-    identity = identify(config, base, features)
-    del base  # the run takes the leaves over
+    identity = identify(config, base, features, begins)
+    del base, start  # the run takes the leaves over
     if dry_run:
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
             if checkpoints.latest_step is not None:

@@ -111,8 +111,8 @@ def load_flow_network(directory: Path, trained: "Adapter | None" = None, dtype=j
         return weights.load(directory, "mmaudio", dtype)
     base = weights.load(directory, "mmaudio")
     trained.check_base(base.metadata["fingerprint"], directory)
-    params, settings = {**base.params, **trained.params}, trained.run["config"]["lora"]
-    merged = lora.merge(params, lora.LoRAConfig(**settings)) if settings else params
+    params = {**base.params, **trained.params}
+    merged = lora.merge(params, trained.lora) if trained.lora else params
     return dataclasses.replace(base, params=merged).cast(dtype)
 
 

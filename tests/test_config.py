@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import lora_16k_stages
 from mmaudio_jax import config, experiment, objective, optim, trees
 from mmaudio_jax.data import mixture
 from mmaudio_jax.errors import UserError
@@ -85,6 +86,14 @@ def test_fine_tuning_spares_all_but_matrices_from_decay():
     assert spared == set(shapes[1]) - kernels - fixed and fine.lora is None
 
 
+def test_each_stage_starts_from_the_one_before_at_twice_its_rank():
+    stages = [lora_16k_stages.get_config(stage).lora for stage in lora_16k_stages.STAGES]
+    assert [stage.rank for stage in stages] == [32, 64, 128] and {stage.alpha / stage.rank for stage in stages} == {1.0}
+    assert [stage.start for stage in stages] == [None, "runs/stage_32@best", "runs/stage_64@best"]
+    for stage in lora_16k_stages.STAGES:
+        assert f"lora_16k_stages.py:{stage} --workdir runs/stage_{stage} " in lora_16k_stages.__doc__
+
+
 def keys(cls, prefix=()):
     for name, kind in typing.get_type_hints(cls).items():
         kind = next(iter(typing.get_args(kind))) if isinstance(kind, types.UnionType) else kind
@@ -131,6 +140,8 @@ def test_a_wrong_value_is_named(change, message):
         ("optimizer", "no_decay", ".*", r"config.optimizer.no_decay is '\.\*'; it must be of type tuple"),
         ("objective", "drop_text", 2, "objective.drop_text is 2.0"),
         ("lora", "rnk", 3, r"config.lora.rnk does not exist; did you mean config.lora.rank\?"),
+        ("lora", "ranks", {"ffn": "8"}, "config.lora.ranks.ffn is '8'; it must be of type int"),
+        ("lora", "start", 3, "config.lora.start is 3; it must be of type str"),
     ],
 )
 def test_a_wrong_value_in_a_group_is_named(group, key, value, message):

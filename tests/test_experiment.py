@@ -1,6 +1,8 @@
 """A LoRA run as its user has it: what it writes, how it goes on, and what it refuses."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import logging
 import re
@@ -99,7 +101,7 @@ def test_a_finished_run_started_again_changes_nothing(small_config, finished, ca
 def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, capsys):
     train(small_config, tmp_path / "run", dry_run=True)
     out = capsys.readouterr().out
-    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +7 +7,168", out) and "8 examples a step for 6 steps" in out
+    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +4 +16 +7 +7,168", out) and "8 examples a step for 6 steps" in out
     assert not (tmp_path / "run").exists()
 
 
@@ -141,6 +143,76 @@ def test_without_a_whole_checkpoint_nothing_is_begun_anew(small_config, finished
     with pytest.raises(UserError, match="no checkpoint in .*run can be read"):
         train(small_config, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def second_stage(small_config, start, **lora):
+    """One step, at twice the rank, from an adapter."""
+    adapter = dataclasses.replace(small_config.lora, **{"ranks": {"qkv": 8}, "start": start and str(start)} | lora)
+    return dataclasses.replace(small_config, lora=adapter, num_steps=1, accumulation=1, ema=None)
+
+
+@pytest.fixture(scope="module")
+def stages(small_config, finished, tmp_path_factory):
+    """(workdir of the first stage, of the second, what the second printed)."""
+    folder = tmp_path_factory.mktemp("stages")
+    shutil.copytree(finished[0], folder / "one")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        train(second_stage(small_config, folder / "one@4"), folder / "two")
+    return folder / "one", folder / "two", out.getvalue()
+
+
+def validation_losses(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+
+
+def test_a_run_begins_where_its_start_was(stages):
+    one, two, printed = stages
+    assert f"the adapter begins as that of {one}@4, step 4" in printed
+    first, second = validation_losses(one), validation_losses(two)
+    assert second[0] == pytest.approx(first[4], rel=1e-6) and second[0] != pytest.approx(first[0], rel=1e-6)
+    start, adapter = checkpoint.load_adapter(one.with_name("one@4")), checkpoint.load_adapter(two)
+    fingerprint = weights.fingerprint(start.params)
+    assert adapter.run["start"] == {"path": f"{one}@4", "step": 4, "fingerprint": fingerprint}
+    assert {leaf.shape[-1] for path, leaf in adapter.params.items() if path.endswith("lora_a")} == {8}
+
+
+def test_a_run_goes_on_without_its_start_but_from_no_other(small_config, stages, capsys):
+    one, two, _ = stages
+    moved = one.rename(one.with_name("moved"))
+    try:
+        for start in (f"{one}@4", f"{moved}@4"):
+            train(second_stage(small_config, start), two)
+            assert "has come to step 1 and so is finished" in capsys.readouterr().out
+        for start, message in (
+            (f"{moved}@6", "its start.fingerprint is .*; config.lora.start names another adapter"),
+            (f"{one}@6", "one is no training run: it does not exist"),
+            (None, "its start is {.*, now it is None"),
+        ):
+            with pytest.raises(UserError, match=message):
+                train(second_stage(small_config, start), two, dry_run=True)
+        with pytest.raises(UserError, match="its config.lora.ranks.qkv is 8, now it is None"):
+            train(second_stage(small_config, f"{one}@4", ranks={}), two, dry_run=True)
+    finally:
+        moved.rename(one)
+
+
+def test_a_start_that_does_not_fit_is_refused(small_config, finished, tmp_path):
+    adapter = checkpoint.load_adapter(finished[0])
+    for name, change in (
+        ("elsewhere", {"base": {"path": "weights/other", "fingerprint": "of another"}}),
+        ("whole", {"config": adapter.run["config"] | {"lora": None}}),
+    ):
+        checkpoint.save_adapter(tmp_path / name, dataclasses.replace(adapter, run=adapter.run | change))
+    for start, lora, message in (
+        (tmp_path / "elsewhere", {}, "started from weights/other, whose weights are not those of .*small_16k"),
+        (tmp_path / "whole", {}, "whole, a run of all weights; merge it"),
+        (finished[0], {"ranks": {"qkv": 3}}, r"adapts \S+\.attn\.qkv at rank 4, qkv has rank 3"),
+        (tmp_path, {}, "is no training run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(second_stage(small_config, start, **lora), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_looks_at_the_workdir(small_config, finished, capsys):
@@ -208,6 +280,7 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
     ("flags", "message"),
     [
         (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
+        (["--config.lora.ranks={'mlp': 8}"], "lora.ranks names 'mlp', which is not in lora.targets: qkv"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.batch_size=x"], "flag --config.batch_size=x: invalid literal"),
     ],

@@ -22,7 +22,7 @@ OBJECTIVE = objective.ObjectiveConfig("logit_normal", drop_video=0.1, drop_clip=
 ALWAYS = dataclasses.replace(OBJECTIVE, drop_video=0.0, drop_text=0.0)
 OPTIMIZER = optim.OptimizerConfig(4e-3, "cosine", 20, 0.9, 0.999, 1e-8, 0.01, 1.0)
 PATTERNS = {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"}
-LORA = lora.LoRAConfig(32, 32.0, 0.0, tuple(PATTERNS), PATTERNS)
+LORA = lora.LoRAConfig(32, 32.0, False, 0.0, tuple(PATTERNS), PATTERNS, ranks={}, alphas={}, start=None)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from mmaudio_jax import lora, optim, sharding, train_step, trees
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
-LORA = lora.LoRAConfig(8, 8.0, 0.1, ("qkv", "ffn"), {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"})
+PATTERNS = {"qkv": r".*\.attn\.qkv", "ffn": r".*_blocks\..*\.ffn\.w[123]"}
+LORA = lora.LoRAConfig(8, 8.0, False, 0.1, tuple(PATTERNS), PATTERNS, ranks={}, alphas={}, start=None)
 MESHES = [(4, 2), (2, 4), (8, 1)]
 STEPS = 5
 

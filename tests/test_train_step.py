@@ -95,7 +95,7 @@ class Toy(nnx.Module):
         return self.layer(x)
 
 
-LORA = lora.LoRAConfig(rank=2, alpha=2.0, dropout=0.5, targets=("layer",), patterns={"layer": "layer"})
+LORA = lora.LoRAConfig(2, 2.0, False, 0.5, ("layer",), {"layer": "layer"}, ranks={}, alphas={}, start=None)
 
 
 def toy_loss(model, batch, key):
