@@ -7,12 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax import dtypes
 
 import mmaudio_jax
-from mmaudio_jax import distributed, lora, numerics, objective, sharding, trainer, trees, weights
+from mmaudio_jax import (
+    distributed,
+    flops,
+    listening,
+    lora,
+    numerics,
+    objective,
+    sampling,
+    sharding,
+    trainer,
+    trees,
+    weights,
+)
 from mmaudio_jax.checkpoint import RunCheckpoints
 from mmaudio_jax.data import dataset, records
+from mmaudio_jax.dry_run import report
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
 from mmaudio_jax.trainer import LoopConfig, Network
@@ -32,6 +47,7 @@ class TrainConfig(LoopConfig):
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
         lora: what is adapted; None trains all weights.
         objective: how a sample is drawn.
+        samples: the sounds to generate on the way; None generates none.
     """
 
     model: str
@@ -43,6 +59,7 @@ class TrainConfig(LoopConfig):
     matmul_precision: str
     lora: lora.LoRAConfig | None
     objective: objective.ObjectiveConfig
+    samples: listening.SamplesConfig | None
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,6 +136,14 @@ class Examples:
             self.features, self.validation_rows, batch_size=self._config.batch_size, **self._process
         )
 
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """As of `trainer.Data`."""
+        example = self.features[int(self.train_rows[0])] | {"position": np.int64(0)}
+        return {
+            name: jax.ShapeDtypeStruct((self._config.batch_size, *value.shape), dtypes.canonicalize_dtype(value.dtype))
+            for name, value in example.items()
+        }
+
     def names(self, step: int) -> list[str]:
         """As of `trainer.Data`."""
         order, size = dataset.order(self.train_rows, self._config.seed), self._config.step_size
@@ -188,16 +213,33 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
     check_examples(features)
-    identity = identify(config, base, features)
+    identity, latent_dim = identify(config, base, features), base.config.latent_dim
     del base  # the run takes the leaves over
+    loss, periodic = objective.make_loss(config.objective), None
+    if config.samples:
+        root, precision = Path(config.weights), config.matmul_precision
+        decoder = sampling.Decoder.load(root, config.model, latent_dim, precision, mesh)
+        listener = listening.Listener(config.samples, network, decoder, features, data.validation_rows, workdir, mesh)
+        periodic = trainer.Periodic(config.samples.every, listener.act)
     if dry_run:
+        distributed.say(report(config, network, loss, data.shapes(), run_key, mesh))
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
             if checkpoints.latest_step is not None:
                 done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
                 distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
         return 0
-    loss = objective.make_loss(config.objective)
-    code = trainer.train(config, network, loss, data, workdir=workdir, identity=identity, key=run_key, mesh=mesh)
+    code = trainer.train(
+        config,
+        network,
+        loss,
+        data,
+        workdir=workdir,
+        identity=identity,
+        key=run_key,
+        mesh=mesh,
+        peak=flops.peak(numerics.compute_dtype(config.compute_dtype), config.matmul_precision),
+        periodic=periodic,
+    )
     if not code:
         distributed.say(
             f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "

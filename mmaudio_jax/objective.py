@@ -13,6 +13,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import MMAudio
 
 T_RANGES = {"t0.0-0.3": (0.0, 0.3), "t0.3-0.7": (0.3, 0.7), "t0.7-1.0": (0.7, 1.01)}
+T_BINS = 25  # of equal width, for the loss as a function of t
 
 Batch = Mapping[str, Array]
 
@@ -96,8 +97,8 @@ def make_loss(config: ObjectiveConfig) -> Callable:
     """The loss that the trainer takes: (model, batch, key) → (loss, measures).
 
     A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
-    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights); the
-    norms of a velocity are per element, the root of the mean square.
+    position, each (b,), and optionally weight (b,). Every measure is a pair (weighted sum, sum of weights), of
+    `loss_by_t` one each for `T_BINS` bins of t; the norms of a velocity are per element, the root of the mean square.
     """
 
     def loss(model: MMAudio, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict]:
@@ -109,7 +110,7 @@ def make_loss(config: ObjectiveConfig) -> Callable:
         weight = batch.get("weight", jnp.ones_like(error))
 
         def weighted(value, weight):
-            return jnp.sum(jnp.where(weight > 0, value * weight, 0)), jnp.sum(weight)
+            return jnp.sum(jnp.where(weight > 0, value * weight, 0), axis=-1), jnp.sum(weight, axis=-1)
 
         measures = {
             "loss": weighted(error, weight),
@@ -119,6 +120,8 @@ def make_loss(config: ObjectiveConfig) -> Callable:
         }
         for name, (low, high) in T_RANGES.items():
             measures[f"loss_{name}"] = weighted(error, weight * ((low <= draws.t) & (draws.t < high)))
+        in_bin = jnp.floor(T_BINS * draws.t) == jnp.arange(T_BINS)[:, None]
+        measures["loss_by_t"] = weighted(error, weight * in_bin)
         total, count = measures["loss"]
         return total / jnp.maximum(count, 1), measures
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmaudio_jax import distributed, ema, optim, sharding, train_step, trees
+from mmaudio_jax import boards, distributed, ema, flops, optim, sharding, train_step, trees
 from mmaudio_jax.checkpoint import RunCheckpoints, Snapshots
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
@@ -45,6 +45,7 @@ class LoopConfig:
         mesh: how the devices share the work.
         optimizer: AdamW and its schedule.
         ema: averages of the trained leaves to track; None tracks none.
+        wandb: the Weights & Biases project that shows the run as well; None: none does.
     """
 
     seed: int
@@ -60,6 +61,7 @@ class LoopConfig:
     mesh: sharding.MeshConfig
     optimizer: optim.OptimizerConfig
     ema: ema.EMAConfig | None
+    wandb: str | None
 
     def __post_init__(self):
         least = dict.fromkeys(("keep_every", "patience"), 0)
@@ -69,6 +71,8 @@ class LoopConfig:
                 raise UserError(f"config.{name} is {getattr(self, name)}; it must be at least {bound}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"config.seed is {self.seed}; it must lie in [0, 2³²)")
+        if self.wandb == "":
+            raise UserError("config.wandb is empty; name a project of Weights & Biases, or leave it out")
 
     @property
     def step_size(self) -> int:
@@ -93,12 +97,15 @@ class Data(Protocol):
     def validation(self) -> Iterator[Batch]:
         """One pass over what validates."""
 
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the arrays of a micro-batch, over all processes."""
+
     def names(self, step: int) -> list[str]:
         """What the examples of the 1-based optimizer step are called, over all processes."""
 
 
 class Periodic(NamedTuple):
-    """Something that is done every so many steps, and at the end, with (step, trained leaves, writer)."""
+    """Something that is done before training, every so many steps, and at the end: (step, trained leaves, writer)."""
 
     every: int
     act: Callable[[int, trees.Params, Any], None]
@@ -114,6 +121,7 @@ def train(
     identity: Mapping[str, Any],
     key: jax.Array,
     mesh: Mesh,
+    peak: float,
     periodic: Periodic | None = None,
 ) -> int:
     """Trains, or goes on training, in `workdir`.
@@ -127,6 +135,7 @@ def train(
         identity: what the run is, JSON values with the key `config`; a workdir of another is refused.
         key: all randomness of the run, the same in every process.
         mesh: the devices.
+        peak: floating-point operations a second that one of them can do, as of `flops.peak`.
         periodic: what else is done now and then, such as listening.
 
     Returns:
@@ -135,11 +144,12 @@ def train(
     Raises:
         UserError: the workdir is another run's or in use, or too many steps in a row had no finite gradient.
     """
+    boards.check_wandb(config.wandb)
     with contextlib.ExitStack() as stack:
         stop_asked = stack.enter_context(distributed.stop_requests())
         stack.enter_context(_alone_in(workdir))
         checkpoints = stack.enter_context(RunCheckpoints(workdir, identity, config.keep_last, config.keep_every))
-        run = _Run(config, network, loss, data, workdir, key, mesh, periodic, checkpoints, stack)
+        run = _Run(config, network, loss, data, workdir, identity, key, mesh, peak, periodic, checkpoints, stack)
         if run.finished:
             return 0
         if distributed.is_main():
@@ -170,7 +180,7 @@ def _alone_in(workdir: Path) -> Iterator[None]:
 class _Run:
     """One process's part in a run, from the state that it starts with to its end."""
 
-    def __init__(self, config, network, loss, data, workdir, key, mesh, periodic, checkpoints, stack):
+    def __init__(self, config, network, loss, data, workdir, identity, key, mesh, peak, periodic, checkpoints, stack):
         self._config, self._data, self._mesh, self._periodic = config, data, mesh, periodic
         self._checkpoints, self._frozen = checkpoints, network.frozen
         self._train_key, self._eval_key = jax.random.split(key)
@@ -191,13 +201,16 @@ class _Run:
             done = " and so is finished" if self.finished else ""
             distributed.say(f"{workdir} has come to step {self._start}{done}")
         self._writer = (
-            MetricWriter(workdir, self._start, config.num_steps)
+            MetricWriter(workdir, self._start, config.num_steps, config.wandb, identity)
             if distributed.is_main() and not self.finished
             else NoWriter()
         )
         stack.callback(self._writer.close)
         self._snapshots = stack.enter_context(Snapshots(workdir, self._start)) if config.ema else None
         self._clock = Clock(self._start, config.num_steps)
+        if not self.finished:
+            needed = flops.of_gradient(network.graphdef, loss, abstract["params"], network.frozen, data.shapes())
+            self._full_speed = mesh.size * peak / (needed / config.batch_size)  # examples a second
         self._pending: list[tuple[int, train_step.Measures]] = []
         self._skipped = 0  # steps in a row
         self._stack = stack
@@ -219,6 +232,7 @@ class _Run:
         batches = train_step.micro_batched(stream, config.accumulation, self._mesh)
         if self._start == 0:
             self._validate(0)
+            self._act(0)
         distributed.say("the first step is compiled first, which can take a minute")
         for step in range(self._start + 1, config.num_steps + 1):
             with self._clock.waiting():
@@ -245,7 +259,7 @@ class _Run:
                     self._save(step, loss)
             if self._periodic and (step % self._periodic.every == 0 or last):
                 with self._pause():
-                    self._periodic.act(step, self._state["params"], self._writer)
+                    self._act(step)
             if last:
                 break
             if stop:
@@ -267,12 +281,18 @@ class _Run:
         with self._clock.stopped():
             yield
 
+    def _act(self, step: int) -> None:
+        if self._periodic:
+            self._periodic.act(step, self._state["params"], self._writer)
+
     def _log(self, step: int) -> None:
         """Fetches the measures of the steps since the last line, and so waits for them."""
         measures = jax.device_get([measures for _, measures in self._pending])
         values = {f"train/{name}": value for name, value in train_step.means(measures).items()}
         values["train/learning_rate"] = float(self._learning_rate(step - 1))
         values |= self._clock.rates(step, self._config.step_size)
+        if speed := values.get("train/samples_per_second"):
+            values["train/mfu"] = speed / self._full_speed
         self._writer.write(step, values)
         for (at, _), of_step in zip(self._pending, measures, strict=True):
             self._skipped = self._skipped + 1 if of_step["skipped"][0] else 0
@@ -290,6 +310,9 @@ class _Run:
         params = self._state["params"]
         values = train_step.means([self._eval_step(params, self._frozen, batch, self._eval_key) for batch in batches])
         self._writer.write(step, {f"validation/{name}": value for name, value in values.items()})
+        for name, value in values.items():
+            if np.ndim(value):
+                self._writer.plot(step, f"validation/{name}", value)
         self._progress = self._progress.after(step, values["loss"])
         return values["loss"]
 
