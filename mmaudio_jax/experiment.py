@@ -222,11 +222,12 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         listener = listening.Listener(config.samples, network, decoder, features, data.validation_rows, workdir, mesh)
         periodic = trainer.Periodic(config.samples.every, listener.act)
     if dry_run:
-        distributed.say(report(config, network, loss, data.shapes(), run_key, mesh))
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
             if checkpoints.latest_step is not None:
                 done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
                 distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
+        if checkpoints.latest_step != config.num_steps:
+            distributed.say(report(config, network, loss, data.shapes(), run_key, mesh))
         return 0
     code = trainer.train(
         config,

@@ -14,11 +14,10 @@ Wave = Float[np.ndarray, " l"]
 
 def compare(generated: Wave, true: Wave, config: mel.MelConfig) -> dict[str, float]:
     """All measures of a pair of equally long sounds, at the rate of the config's mode: a whole number of its hops."""
-    rate, hop = config.mode.sample_rate, config.mode.hop
     return {
         "log_mel_distance": log_mel_distance(generated, true, config),
-        "onset_f1": onset_f1(generated, true, rate),
-        "silence": silence(generated, hop),
+        "onset_f1": onset_f1(generated, true, config),
+        "silence": silence(generated, config.mode.hop),
         "clipping": float(np.mean(np.abs(generated) >= FULL_SCALE)),
     }
 
@@ -29,15 +28,27 @@ def log_mel_distance(generated: Wave, true: Wave, config: mel.MelConfig) -> floa
     return float(np.mean(np.abs(one - two)))
 
 
-def onset_f1(generated: Wave, true: Wave, rate: int) -> float:
+def onset_f1(generated: Wave, true: Wave, config: mel.MelConfig) -> float:
     """F1 of the onsets of one sound against those of the other, within ±50 ms (mir_eval); 1 if neither has any."""
-    import librosa
     import mir_eval
 
-    heard, expected = (librosa.onset.onset_detect(y=wave, sr=rate, units="time") for wave in (generated, true))
+    heard, expected = (onsets(wave, config.mode.sample_rate, config.mode.hop) for wave in (generated, true))
     if not len(heard) or not len(expected):
         return float(len(heard) == len(expected))
     return float(mir_eval.onset.f_measure(expected, heard, window=TOLERANCE)[0])
+
+
+def onsets(audio: Wave, rate: int, hop: int) -> Float[np.ndarray, " k"]:
+    """Seconds at which something begins to sound: librosa's peaks of the rise of the mel spectrogram in dB.
+
+    What lies 60 dB and more below the loudest is not heard; else each ripple of a faint hiss would count.
+    """
+    import librosa
+
+    power = librosa.feature.melspectrogram(y=audio, sr=rate, hop_length=hop)
+    level = librosa.power_to_db(power, ref=np.max, amin=1e-10, top_db=-SILENT_DB)
+    strength = librosa.onset.onset_strength(S=level, sr=rate, hop_length=hop)
+    return librosa.onset.onset_detect(onset_envelope=strength, sr=rate, hop_length=hop, units="time")
 
 
 def silence(audio: Wave, hop: int) -> float:

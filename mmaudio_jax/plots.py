@@ -64,6 +64,7 @@ def save_bins(path: str | os.PathLike, bins: Float[np.ndarray, " k"], title: str
     axis.bar((np.arange(len(bins)) + 0.5) / len(bins), bins, width=0.9 / len(bins), color="#3b528b")
     axis.set(xlim=(0, 1), xlabel="t (0 noise, 1 sound)", title=title)
     axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
     save(path)
 
 

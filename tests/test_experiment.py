@@ -40,6 +40,7 @@ def small_config(small_weights, small_features):
     values = lora_16k.get_config("medium").to_dict()
     values |= {"weights": str(small_weights), "data": str(small_features), **SMALL}
     values["lora"] |= {"rank": 4, "targets": ("qkv",)}
+    values["samples"] = None
     return config.from_mapping(experiment.TrainConfig, values)
 
 
@@ -65,7 +66,7 @@ def command(small_config, workdir, *more):
         sys.executable,
         "train.py",
         "--config",
-        "configs/lora_16k.py",
+        "tests/silent_config.py",
         "--workdir",
         str(workdir),
         *lora,
