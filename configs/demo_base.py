@@ -31,6 +31,7 @@ def get_config(variant: str = "whole") -> ConfigDict:
     config.eval_every = 500
     config.workers = 0
     config.ema = None
+    config.samples = None
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.95

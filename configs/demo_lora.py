@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.eval_every = 200
     config.workers = 0
     config.ema = None
+    config.samples = None
     config.lora.rank = 32
     config.lora.alpha = 32.0
     config.lora.dropout = 0.0

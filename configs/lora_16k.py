@@ -38,6 +38,7 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.keep_every = 0
     config.patience = 0  # validations without a new lowest loss that end the run; 0: none do
     config.max_skipped = 10
+    config.wandb = placeholder(str)  # a project of Weights & Biases; none
     config.workers = 2
     config.compute_dtype = "auto"
     config.matmul_precision = "default"
@@ -75,6 +76,13 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.optimizer.no_decay = ()  # patterns of leaves
+
+    config.samples = ConfigDict()
+    config.samples.every = 300
+    config.samples.count = 4  # examples, the first that validate
+    config.samples.num_steps = 25
+    config.samples.cfg_strength = 4.5
+    config.samples.root = placeholder(str)  # the features' --root: then videos are written, too; none
 
     config.objective = ConfigDict()
     config.objective.t_distribution = "logit_normal"

@@ -36,7 +36,8 @@ BEST = "best"  # RUN@best: the checkpoint of the lowest validation loss
 # what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same things lie
 MAY_CHANGE = (
     *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
-    *("config.remat", "config.lora.start", "base.path", "start.path", "start.step", "mmaudio_jax_version"),
+    *("config.remat", "config.samples", "config.wandb", "config.lora.start"),
+    *("base.path", "start.path", "start.step", "mmaudio_jax_version"),
 )
 
 
@@ -365,10 +366,12 @@ def _check_sums(manager: ocp.CheckpointManager, step: int, state: State) -> None
 
 
 def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:
+    if name in MAY_CHANGE:
+        return
     if isinstance(asked, Mapping) and isinstance(stored, Mapping):
         for key in {**asked, **stored}:
             _check_same(f"{name}.{key}" if name else key, stored.get(key), asked.get(key), workdir)
-    elif name not in MAY_CHANGE and (list(stored) if isinstance(stored, tuple) else stored) != (
+    elif (list(stored) if isinstance(stored, tuple) else stored) != (
         list(asked) if isinstance(asked, tuple) else asked
     ):
         raise UserError(

@@ -3,19 +3,35 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax import dtypes
 
 import mmaudio_jax
-from mmaudio_jax import distributed, lora, numerics, objective, optim, sharding, trainer, trees, weights
+from mmaudio_jax import (
+    distributed,
+    flops,
+    listening,
+    lora,
+    numerics,
+    objective,
+    optim,
+    sampling,
+    sharding,
+    train_step,
+    trainer,
+    trees,
+    weights,
+)
 from mmaudio_jax.checkpoint import Adapter, RunCheckpoints, load_adapter, read_run
 from mmaudio_jax.data import dataset, mixture
 from mmaudio_jax.data.example import FeatureSet
+from mmaudio_jax.dry_run import report
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import REMAT, MMAudio, MMAudioConfig
 from mmaudio_jax.trainer import LoopConfig, Network
@@ -36,6 +52,7 @@ class TrainConfig(LoopConfig):
         remat: what the backward pass computes again, for memory: see `MMAudio`.
         lora: what is adapted; None trains all weights.
         objective: how a sample is drawn.
+        samples: the sounds to generate on the way; None generates none.
     """
 
     model: str
@@ -48,6 +65,7 @@ class TrainConfig(LoopConfig):
     remat: str
     lora: lora.LoRAConfig | None
     objective: objective.ObjectiveConfig
+    samples: listening.SamplesConfig | None
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,6 +143,14 @@ class Examples:
         return dataset.validation_batches(
             self.features, self.validation_rows, batch_size=self._config.batch_size, **self._process
         )
+
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a micro-batch over all processes."""
+        example = self.features[int(self.train_rows[0])] | {"position": np.int64(0)}
+        return {
+            name: jax.ShapeDtypeStruct((self._config.batch_size, *value.shape), dtypes.canonicalize_dtype(value.dtype))
+            for name, value in example.items()
+        }
 
     def names(self, step: int) -> list[str]:
         """As of `trainer.Data`."""
@@ -228,6 +254,16 @@ def identify(
     }
 
 
+def operations(network: Network, loss: train_step.Loss, batch: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+    """As of `flops.of_gradient`, of a micro-batch; what `remat` computes again is not among them."""
+
+    def once(model, batch, key):
+        model.remat = "none"
+        return loss(model, batch, key)
+
+    return flops.of_gradient(network.graphdef, once, network.trained, network.frozen, batch)
+
+
 def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax.Device] | None = None) -> int:
     """Trains, or goes on training, in `workdir`, on these devices or on all; returns the exit code.
 
@@ -258,16 +294,36 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
     check_examples(features)
-    identity = identify(config, base, features, begins)
+    identity, latent_dim = identify(config, base, features, begins), base.config.latent_dim
     del base, start  # the run takes the leaves over
+    loss, periodic = objective.make_loss(config.objective, features.names if len(features.names) > 1 else ()), None
+    needed = operations(network, loss, data.shapes())
+    if config.samples:
+        root, precision = Path(config.weights), config.matmul_precision
+        decoder = sampling.Decoder.load(root, config.model, latent_dim, precision, mesh)
+        listener = listening.Listener(config.samples, network, decoder, features, data.validation_rows, workdir, mesh)
+        periodic = trainer.Periodic(config.samples.every, listener.act)
     if dry_run:
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
             if checkpoints.latest_step is not None:
                 done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
                 distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
+        if checkpoints.latest_step != config.num_steps:
+            distributed.say(report(config, network, loss, data.shapes(), run_key, mesh, needed))
         return 0
-    loss = objective.make_loss(config.objective, features.names if len(features.names) > 1 else ())
-    code = trainer.train(config, network, loss, data, workdir=workdir, identity=identity, key=run_key, mesh=mesh)
+    peak = flops.peak(numerics.compute_dtype(config.compute_dtype), config.matmul_precision)
+    code = trainer.train(
+        config,
+        network,
+        loss,
+        data,
+        workdir=workdir,
+        identity=identity,
+        key=run_key,
+        mesh=mesh,
+        full_speed=mesh.size * peak * config.batch_size / needed,
+        periodic=periodic,
+    )
     if not code:
         distributed.say(
             f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "

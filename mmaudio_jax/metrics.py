@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the console, TensorBoard, and metrics.jsonl for machines."""
+"""Where what a run shows goes: the console, metrics.jsonl for machines, plots, TensorBoard and Weights & Biases."""
 
 import contextlib
 import datetime
@@ -6,12 +6,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
+from mmaudio_jax import boards, plots
 from mmaudio_jax.files import atomic_file
+
+Value = float | Float[np.ndarray, " k"]
+
+PLOTS = "plots"  # of a workdir
 
 CONSOLE = {  # tag: (label, format)
     "train/loss": ("loss", ".4f"),
@@ -24,8 +32,13 @@ CONSOLE = {  # tag: (label, format)
     "train/grad_norm": ("grad", ".3f"),
     "train/learning_rate": ("lr", ".2e"),
     "train/samples_per_second": ("samples/s", ".1f"),
+    "train/mfu": ("mfu", ".1%"),
     "train/data_wait": ("data wait", ".0%"),
     "validation/loss": ("validation loss", ".4f"),
+    "samples/log_mel_distance": ("samples: log-mel distance (dB)", ".1f"),
+    "samples/onset_f1": ("onsets F1", ".0%"),
+    "samples/silence": ("silence", ".0%"),
+    "samples/clipping": ("clipping", ".2%"),
 }
 
 
@@ -80,22 +93,24 @@ class Clock:
 
 
 class MetricWriter:
-    """Writes each measure to the three places, and keeps the progress bar.
+    """Writes what a run shows to all places, and keeps the progress bar.
 
     Args:
-        workdir: gets metrics.jsonl and TensorBoard's event files.
+        workdir: gets metrics.jsonl, plots and TensorBoard's event files.
         start_step: where the run goes on; what an interrupted run had written after it is dropped.
         num_steps: the run's end, for the remaining time.
+        wandb: the Weights & Biases project that gets it all as well, or None.
+        settings: the run's config, for that project.
     """
 
-    def __init__(self, workdir: Path, start_step: int, num_steps: int):
-        from tensorboardX import SummaryWriter
-
-        self._path = workdir / "metrics.jsonl"
+    def __init__(
+        self, workdir: Path, start_step: int, num_steps: int, wandb: str | None = None, settings: Mapping = {}
+    ):
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
         if self._path.exists():
             self._truncate(start_step)
+        self._boards = boards.open_boards(workdir, start_step, wandb, settings)
         self._file = open(self._path, "a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
         self._bar = tqdm(total=num_steps, initial=start_step, unit=" steps", dynamic_ncols=True, disable=None)
 
     def _truncate(self, step: int) -> None:
@@ -103,29 +118,49 @@ class MetricWriter:
         with atomic_file(self._path) as temporary:
             temporary.write_text("".join(line + "\n" for line in lines if _step(line) <= step and step))
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Records {tag: value} at a step."""
-        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
-        part = next(iter(values)).partition("/")[0]  # a column without a value keeps its place
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Records {tag: value} at a step; an array, of means over bins of t, in metrics.jsonl alone."""
+        self._append(step, {tag: _json(value) for tag, value in values.items()})
+        numbers = {tag: value for tag, value in values.items() if not np.ndim(value)}
+        for board in self._boards:
+            for tag, value in numbers.items():
+                board.add_scalar(tag, value, step)
+        part = next(iter(numbers)).partition("/")[0]  # a column without a value keeps its place
         shown = [
-            f"{label} {f'{values[tag]:{form}}' if tag in values else '–':>{WIDTH}}"
+            f"{label} {f'{numbers[tag]:{form}}' if tag in numbers else '–':>{WIDTH}}"
             for tag, (label, form) in CONSOLE.items()
             if tag.startswith(part)
         ]
-        shown += [f"{tag.removeprefix(EACH)} {value:.4f}" for tag, value in values.items() if tag.startswith(EACH)]
-        if "train/seconds_left" in values:
-            shown.append(f"left {datetime.timedelta(seconds=round(values['train/seconds_left']))}")
+        shown += [f"{tag.removeprefix(EACH)} {value:.4f}" for tag, value in numbers.items() if tag.startswith(EACH)]
+        if "train/seconds_left" in numbers:
+            shown.append(f"left {datetime.timedelta(seconds=round(numbers['train/seconds_left']))}")
         self._bar.write(f"step {step:>6}  " + "  ".join(shown))
+
+    def plot(self, step: int, tag: str, bins: Float[np.ndarray, " k"]) -> None:
+        """Draws means over bins of t into `plots/TAG/STEP.png`."""
+        path = self._workdir / PLOTS / tag.replace("/", "_") / f"{step:06d}.png"
+        plots.save_bins(path, bins, tag)
+        self.picture(step, tag, path)
+
+    def picture(self, step: int, tag: str, path: Path) -> None:
+        """Shows a PNG file."""
+        image = plots.read_picture(path)
+        for board in self._boards:
+            board.add_image(tag, image, step, dataformats="HWC")
+
+    def sound(self, step: int, tag: str, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
+        """Lets a sound be heard."""
+        for board in self._boards:
+            board.add_audio(tag, np.clip(audio, -1, 1), step, sample_rate)
 
     def warn(self, step: int, what: str, names: Sequence[str]) -> None:
         """Records that something is amiss with a step, and what its examples are called."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), "warning": what, "examples": names}))
-        self._file.write("\n")
+        self._append(step, {"warning": what, "examples": names})
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         self._bar.write(f"step {step:>6}  {what}; its examples are {', '.join(names[:NAMED])}{more}")
+
+    def _append(self, step: int, content: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **content}) + "\n")
 
     def progress(self, step: int) -> None:
         """Moves the progress bar."""
@@ -134,7 +169,8 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes everything to disk."""
         self._bar.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -143,7 +179,16 @@ class MetricWriter:
 class NoWriter:
     """Takes the place of a `MetricWriter` in all processes but the main one."""
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Nothing."""
+
+    def plot(self, step: int, tag: str, bins: Float[np.ndarray, " k"]) -> None:
+        """Nothing."""
+
+    def picture(self, step: int, tag: str, path: Path) -> None:
+        """Nothing."""
+
+    def sound(self, step: int, tag: str, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
         """Nothing."""
 
     def warn(self, step: int, what: str, names: Sequence[str]) -> None:
@@ -154,6 +199,13 @@ class NoWriter:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _json(value: Value) -> float | None | list[float | None]:
+    """As JSON has it, which has no NaN."""
+    if np.ndim(value):
+        return [_json(float(each)) for each in value]
+    return value if math.isfinite(value) else None
 
 
 def _step(line: str) -> float:

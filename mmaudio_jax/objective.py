@@ -13,6 +13,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import MMAudio
 
 T_RANGES = {"t0.0-0.3": (0.0, 0.3), "t0.3-0.7": (0.3, 0.7), "t0.7-1.0": (0.7, 1.01)}
+T_BINS = 25  # of equal width, for the loss as a function of t
 
 Batch = Mapping[str, Array]
 
@@ -102,8 +103,8 @@ def make_loss(config: ObjectiveConfig, sets: Sequence[str] = ()) -> Callable:
 
     A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
     position, each (b,), and optionally weight (b,). The loss of each of `sets` is measured as loss/NAME; the batch then
-    also holds set (b,), which tells each sample's. Every measure is a pair (weighted sum, sum of weights); the
-    norms of a velocity are per element, the root of the mean square.
+    also holds set (b,), which tells each sample's. Every measure is a pair (weighted sum, sum of weights), of
+    `loss_by_t` one each for `T_BINS` bins of t; the norms of a velocity are per element, the root of the mean square.
     """
 
     def loss(model: MMAudio, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict]:
@@ -115,7 +116,7 @@ def make_loss(config: ObjectiveConfig, sets: Sequence[str] = ()) -> Callable:
         weight = batch.get("weight", jnp.ones_like(error))
 
         def weighted(value, weight):
-            return jnp.sum(jnp.where(weight > 0, value * weight, 0)), jnp.sum(weight)
+            return jnp.sum(jnp.where(weight > 0, value * weight, 0), axis=-1), jnp.sum(weight, axis=-1)
 
         measures = {
             "loss": weighted(error, weight),
@@ -127,6 +128,8 @@ def make_loss(config: ObjectiveConfig, sets: Sequence[str] = ()) -> Callable:
             measures[f"loss_{name}"] = weighted(error, weight * ((low <= draws.t) & (draws.t < high)))
         for i, name in enumerate(sets):
             measures[f"loss/{name}"] = weighted(error, weight * (batch["set"] == i))
+        in_bin = jnp.floor(T_BINS * draws.t) == jnp.arange(T_BINS)[:, None]
+        measures["loss_by_t"] = weighted(error, weight * in_bin)
         total, count = measures["loss"]
         return total / jnp.maximum(count, 1), measures
 

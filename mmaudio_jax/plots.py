@@ -1,10 +1,12 @@
-"""The picture of a sound: its waveform above its spectrogram."""
+"""Pictures: of a sound, of two sounds beside each other, and of a measure over t."""
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
+from mmaudio_jax.data import mel
 from mmaudio_jax.files import atomic_file
 
 WINDOW = 0.046  # seconds
@@ -15,31 +17,102 @@ LINEAR_BELOW = 1000.0  # Hz: the axis is linear up to here and logarithmic above
 
 def save_spectrogram(path: str | os.PathLike, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
     """Writes a PNG of the waveform and the spectrogram, in dB below the loudest, over seconds and Hz."""
+    figure, save = _figure(10, 5, 120)
+    wave, image = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
+    _draw_wave(wave, audio, sample_rate)
+    mesh = _draw_spectrogram(image, audio, sample_rate)
+    image.set_xlabel("seconds")
+    figure.colorbar(mesh, ax=image, label="dB below the loudest", pad=0.01)
+    save(path)
+
+
+def save_comparison(
+    path: str | os.PathLike, sounds: Mapping[str, Float[np.ndarray, " l"]], config: mel.MelConfig
+) -> None:
+    """Writes a PNG of sounds of one length beside each other.
+
+    Under the waveform are the spectrogram, in dB below the sound's loudest, and the log mel spectrogram that the VAE
+    takes, in dB below the loudest of all.
+
+    Args:
+        path: of the PNG.
+        sounds: what each is called, and its waveform, at least one window long.
+        config: a value of `mel.PRESETS`, which tells the rate.
+    """
+    figure, save = _figure(7 * len(sounds), 7, 100)
+    axes = figure.subplots(3, len(sounds), sharex=True, sharey="row", squeeze=False, height_ratios=[1, 3, 3])
+    levels = [_mel_decibels(audio, config) for audio in sounds.values()]
+    loudest = max(level.max() for level in levels)
+    for (title, audio), level, column in zip(sounds.items(), levels, axes.T, strict=True):
+        seconds = len(audio) / config.mode.sample_rate
+        column[0].set_title(title, loc="left")
+        _draw_wave(column[0], audio, config.mode.sample_rate)
+        mesh = _draw_spectrogram(column[1], audio, config.mode.sample_rate)
+        extent = (0, seconds, 0, config.mode.mel_bins)
+        scale = dict(cmap="magma", vmin=-RANGE_DB, vmax=0)
+        column[2].imshow(level.T - loudest, origin="lower", aspect="auto", extent=extent, **scale)
+        column[2].set(xlim=(0, seconds), xlabel="seconds")
+    axes[2, 0].set_ylabel("mel bin")
+    figure.colorbar(mesh, ax=axes[1:], label="dB below the loudest", pad=0.01)
+    save(path)
+
+
+def save_bins(path: str | os.PathLike, bins: Float[np.ndarray, " k"], title: str) -> None:
+    """Writes a PNG of means over equal bins of t in [0, 1); a bin that is nan stays empty."""
+    figure, save = _figure(6, 3.5, 100)
+    axis = figure.subplots()
+    axis.bar((np.arange(len(bins)) + 0.5) / len(bins), bins, width=0.9 / len(bins), color="#3b528b")
+    axis.set(xlim=(0, 1), xlabel="t (0 noise, 1 sound)", title=title)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    save(path)
+
+
+def read_picture(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+    """A PNG's pixels."""
+    from matplotlib.image import imread
+
+    return (255 * imread(path)[..., :3]).round().astype(np.uint8)
+
+
+def _figure(width: float, height: float, dpi: int):
+    """A figure that no global state knows, and what writes it to a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+
+    def save(path):
+        with atomic_file(path) as temporary:
+            canvas.print_png(temporary)
+
+    return figure, save
+
+
+def _draw_wave(axis, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
+    axis.plot(np.arange(len(audio)) / sample_rate, audio, linewidth=0.4, color="#3b528b")
+    axis.set(ylim=(-1.05, 1.05), ylabel="amplitude")
+    axis.grid(alpha=0.3)
+
+
+def _draw_spectrogram(axis, audio: Float[np.ndarray, " l"], sample_rate: int):
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    audio = np.asarray(audio, np.float32)
-    seconds = len(audio) / sample_rate
-    level, times, frequencies = _decibels(audio, sample_rate)
-
-    figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    wave, image = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
-    wave.plot(np.arange(len(audio)) / sample_rate, audio, linewidth=0.4, color="#3b528b")
-    wave.set(ylim=(-1.05, 1.05), ylabel="amplitude")
-    wave.grid(alpha=0.3)
-
-    mesh = image.pcolormesh(times, frequencies, level, cmap="magma", vmin=-RANGE_DB, vmax=0, shading="nearest")
-    image.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
+    level, times, frequencies = _decibels(np.asarray(audio, np.float32), sample_rate)
+    mesh = axis.pcolormesh(times, frequencies, level, cmap="magma", vmin=-RANGE_DB, vmax=0, shading="nearest")
+    axis.set_yscale("symlog", linthresh=LINEAR_BELOW, linscale=0.4)
     ticks = [0, 500, 1000, 2000, 4000, 8000, 16000]
-    image.set_yticks([tick for tick in ticks if tick <= sample_rate / 2])
-    image.yaxis.set_minor_locator(NullLocator())
-    image.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
-    image.set(xlim=(0, seconds), ylim=(0, sample_rate / 2), xlabel="seconds", ylabel="Hz (log above 1 kHz)")
-    figure.colorbar(mesh, ax=image, label="dB below the loudest", pad=0.01)
-    with atomic_file(path) as temporary:
-        canvas.print_png(temporary)
+    axis.set_yticks([tick for tick in ticks if tick <= sample_rate / 2])
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda hertz, _: f"{hertz:g}"))
+    axis.set(xlim=(0, len(audio) / sample_rate), ylim=(0, sample_rate / 2), ylabel="Hz (log above 1 kHz)")
+    return mesh
+
+
+def _mel_decibels(audio: Float[np.ndarray, " l"], config: mel.MelConfig) -> Float[np.ndarray, "f m"]:
+    whole = len(audio) // config.mode.hop * config.mode.hop
+    return np.asarray(mel.decibels(np.asarray(audio[None, :whole], np.float32), config))[0]
 
 
 def _decibels(

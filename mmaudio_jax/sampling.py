@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmaudio_jax import flow_matching, lora, trees, weights
@@ -96,6 +97,45 @@ def decode(
     return vocoder(vae.decode(latent))
 
 
+class Decoder(NamedTuple):
+    """The VAE and the vocoder of a model, which `decode` turns latents into sound with."""
+
+    mode: AudioMode
+    vae_def: nnx.GraphDef
+    vae: trees.Params
+    vocoder_def: nnx.GraphDef
+    vocoder: trees.Params
+
+    @classmethod
+    def load(cls, root: Path, model: str, latent_dim: int, precision="default", mesh: Mesh | None = None) -> "Decoder":
+        """Loads what a flow network of so many latent channels needs.
+
+        Args:
+            root: the folder of converted weights.
+            model: what the flow network is called in it.
+            latent_dim: its latent channels.
+            precision: of matrix products.
+            mesh: where the leaves are to lie; None: on the first local device.
+
+        Raises:
+            UserError: weights are missing or do not fit together.
+        """
+        mode = mode_of(latent_dim)
+        if mode is None:
+            raise UserError(f"{root / model} has {latent_dim} latent channels, which no audio mode has")
+        vae = weights.load(root / f"vae_{mode.name}", "vae", mesh=mesh)
+        vocoder = weights.load(root / f"bigvgan_{mode.name}", "bigvgan", mesh=mesh)
+        for part, has, needs, what in (
+            (vae, vae.config.latent_dim, mode.latent_dim, "latent channels"),
+            (vocoder, vocoder.config.mel_bins, mode.mel_bins, "mel bins"),
+        ):
+            if has != needs:
+                raise UserError(f"{part.directory} has {has} {what}, {model} needs {needs}: it is another model's")
+        # a bfloat16 waveform hisses at some −50 dB, and decoding is the small part of the time
+        vae_def, vocoder_def = vae.graphdef(precision=precision), vocoder.graphdef(precision=precision)
+        return cls(mode, vae_def, vae.params, vocoder_def, vocoder.params)
+
+
 def load_flow_network(directory: Path, trained: "Adapter | None" = None, dtype=jnp.float32) -> weights.Weights:
     """The flow network, with what a run has trained, if one is given: its adapter merged in, or all weights.
 
@@ -133,12 +173,9 @@ class Pipeline:
         encoders: CLIP and Synchformer.
     """
 
-    def __init__(self, flow, vae, vocoder, encoders, mode: AudioMode, dtype, precision):
-        self.mode, self.encoders = mode, encoders
+    def __init__(self, flow, decoder: Decoder, encoders, dtype, precision):
+        self.mode, self.encoders, self._decoder = decoder.mode, encoders, decoder
         self._flow_def, self._flow = flow.graphdef(dtype=dtype, precision=precision), flow.params
-        # a bfloat16 waveform hisses at some −50 dB, and decoding is the small part of the time
-        self._vae_def, self._vae = vae.graphdef(precision=precision), vae.params
-        self._vocoder_def, self._vocoder = vocoder.graphdef(precision=precision), vocoder.params
 
     @classmethod
     def load(cls, root: Path, model: str, adapter: Path | None = None, dtype=jnp.float32, precision="default"):
@@ -159,18 +196,8 @@ class Pipeline:
         from mmaudio_jax.features import Encoders
 
         flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
-        mode = mode_of(flow.config.latent_dim)
-        if mode is None:
-            raise UserError(f"{root / model} has {flow.config.latent_dim} latent channels, which no audio mode has")
-        vae = weights.load(root / f"vae_{mode.name}", "vae")
-        vocoder = weights.load(root / f"bigvgan_{mode.name}", "bigvgan")
-        for part, has, needs, what in (
-            (vae, vae.config.latent_dim, mode.latent_dim, "latent channels"),
-            (vocoder, vocoder.config.mel_bins, mode.mel_bins, "mel bins"),
-        ):
-            if has != needs:
-                raise UserError(f"{part.directory} has {has} {what}, {model} needs {needs}: it is another model's")
-        return cls(flow, vae, vocoder, Encoders(root, dtype=dtype, precision=precision), mode, dtype, precision)
+        decoder = Decoder.load(root, model, flow.config.latent_dim, precision)
+        return cls(flow, decoder, Encoders(root, dtype=dtype, precision=precision), dtype, precision)
 
     def features(self, frames, prompt: str, negative_prompt: str = "") -> Features:
         """The conditions of one sample.
@@ -224,7 +251,8 @@ class Pipeline:
             num_steps=num_steps,
             guided=cfg_strength >= 1,
         )
-        audio = decode(self._vae_def, self._vae, self._vocoder_def, self._vocoder, latent)
+        _, *networks = self._decoder
+        audio = decode(*networks, latent)
         return np.asarray(audio)[:, : round(duration * self.mode.sample_rate)]
 
     def _stack(self, batch, name: str, empty: str, length: int | None):

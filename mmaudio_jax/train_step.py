@@ -1,9 +1,10 @@
 """The train state, and the jitted train and evaluation steps. Nothing here knows what the network computes.
 
 A network comes as its definition, its loss as (model, batch, key) → (loss, measures), where every measure is a pair
-(weighted sum, sum of weights). The state is nested dicts of arrays: `step`, the trained leaves `params`, `opt_state`,
-and `ema`, averages of `params` by their σ_rel; frozen leaves travel beside it and have neither gradient nor optimizer
-state. Both lie on the mesh as `sharding.param_shardings` says, and are gathered where the network computes.
+(weighted sum, sum of weights); a measure over t is a pair of arrays, with an entry for each of equal bins of [0, 1).
+The state is nested dicts of arrays: `step`, the trained leaves `params`, `opt_state`, and `ema`, averages of `params`
+by their σ_rel; frozen leaves travel beside it and have neither gradient nor optimizer state. Both lie on the mesh as
+`sharding.param_shardings` says, and are gathered where the network computes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from mmaudio_jax import ema, lora, sharding, trees
 
 State = dict[str, Any]
-Measures = dict[str, Any]  # name: (weighted sum, sum of weights)
+Measures = dict[str, Any]  # name: (weighted sum, sum of weights), numbers or arrays
 Loss = Callable[[nnx.Module, Mapping[str, Any], jax.Array], tuple[jax.Array, Measures]]
 
 
@@ -136,14 +138,16 @@ def make_eval_step(
     return step
 
 
-def means(measures: Iterable[Measures]) -> dict[str, float]:
-    """Weighted means over several steps' measures; a measure that nothing contributed to is left out.
+def means(measures: Iterable[Measures]) -> dict[str, float | Float[np.ndarray, " k"]]:
+    """Weighted means over several steps' measures; nan in bins, and no measure, that nothing contributed to.
 
     Fetches what is on the device, and so waits for the steps.
     """
     fetched = jax.device_get(list(measures))
     totals = {name: np.sum([m[name] for m in fetched], axis=0, dtype=np.float64) for name in fetched[0]}
-    return {name: float(total / weight) for name, (total, weight) in totals.items() if weight > 0}
+    with np.errstate(invalid="ignore"):
+        found = {name: total / weight for name, (total, weight) in totals.items() if np.any(weight > 0)}
+    return {name: value if np.ndim(value) else float(value) for name, value in found.items()}
 
 
 def on_devices(batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh) -> Iterator[Mapping[str, jax.Array]]:

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mmaudio_jax import distributed, ema, optim, sharding, train_step, trees
+from mmaudio_jax import boards, distributed, ema, optim, sharding, train_step, trees
 from mmaudio_jax.checkpoint import RunCheckpoints, Snapshots
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
@@ -45,6 +45,7 @@ class LoopConfig:
         mesh: how the devices share the work.
         optimizer: AdamW and its schedule.
         ema: averages of the trained leaves to track; None tracks none.
+        wandb: the Weights & Biases project that shows the run as well; None: none does.
     """
 
     seed: int
@@ -60,6 +61,7 @@ class LoopConfig:
     mesh: sharding.MeshConfig
     optimizer: optim.OptimizerConfig
     ema: ema.EMAConfig | None
+    wandb: str | None
 
     def __post_init__(self):
         least = dict.fromkeys(("keep_every", "patience"), 0)
@@ -69,6 +71,8 @@ class LoopConfig:
                 raise UserError(f"config.{name} is {getattr(self, name)}; it must be at least {bound}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"config.seed is {self.seed}; it must lie in [0, 2³²)")
+        if self.wandb == "":
+            raise UserError("config.wandb is empty; name a project of Weights & Biases, or leave it out")
 
     @property
     def step_size(self) -> int:
@@ -98,7 +102,7 @@ class Data(Protocol):
 
 
 class Periodic(NamedTuple):
-    """Something that is done every so many steps, and at the end, with (step, trained leaves, writer)."""
+    """Something that is done before training, every so many steps, and at the end: (step, trained leaves, writer)."""
 
     every: int
     act: Callable[[int, trees.Params, Any], None]
@@ -114,6 +118,7 @@ def train(
     identity: Mapping[str, Any],
     key: jax.Array,
     mesh: Mesh,
+    full_speed: float,
     periodic: Periodic | None = None,
 ) -> int:
     """Trains, or goes on training, in `workdir`.
@@ -127,6 +132,7 @@ def train(
         identity: what the run is, JSON values with the key `config`; a workdir of another is refused.
         key: all randomness of the run, the same in every process.
         mesh: the devices.
+        full_speed: examples a second that they could do if they did nothing but multiply; mfu is the share of it.
         periodic: what else is done now and then, such as listening.
 
     Returns:
@@ -135,11 +141,13 @@ def train(
     Raises:
         UserError: the workdir is another run's or in use, or too many steps in a row had no finite gradient.
     """
+    boards.check_wandb(config.wandb)
     with contextlib.ExitStack() as stack:
         stop_asked = stack.enter_context(distributed.stop_requests())
         stack.enter_context(_alone_in(workdir))
         checkpoints = stack.enter_context(RunCheckpoints(workdir, identity, config.keep_last, config.keep_every))
-        run = _Run(config, network, loss, data, workdir, key, mesh, periodic, checkpoints, stack)
+        run = _Run(config, network, loss, data, key, mesh, full_speed, periodic)
+        run.begin(workdir, identity, checkpoints, stack)
         if run.finished:
             return 0
         if distributed.is_main():
@@ -170,37 +178,38 @@ def _alone_in(workdir: Path) -> Iterator[None]:
 class _Run:
     """One process's part in a run, from the state that it starts with to its end."""
 
-    def __init__(self, config, network, loss, data, workdir, key, mesh, periodic, checkpoints, stack):
-        self._config, self._data, self._mesh, self._periodic = config, data, mesh, periodic
-        self._checkpoints, self._frozen = checkpoints, network.frozen
+    def __init__(self, config, network, loss, data, key, mesh, full_speed, periodic):
+        self._config, self._network, self._data, self._mesh = config, network, data, mesh
+        self._full_speed, self._periodic = full_speed, periodic
         self._train_key, self._eval_key = jax.random.split(key)
-        optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
-        self._train_step = train_step.make_train_step(network.graphdef, loss, optimizer, mesh)
+        self._optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
+        self._train_step = train_step.make_train_step(network.graphdef, loss, self._optimizer, mesh)
         self._eval_step = train_step.make_eval_step(network.graphdef, loss, mesh)
         self._learning_rate = optim.learning_rate(config.optimizer, config.num_steps)
+        self._pending: list[tuple[int, train_step.Measures]] = []
+        self._skipped = 0  # steps in a row
 
+    def begin(self, workdir, identity, checkpoints, stack) -> None:
+        """Takes the newest state, or makes the first, and opens what is written; `stack` closes it."""
+        config, trained = self._config, self._network.trained
         averages = config.ema.sigma_rels if config.ema else ()
-        abstract = train_step.abstract_state(network.trained, optimizer, mesh, averages)
+        abstract = train_step.abstract_state(trained, self._optimizer, self._mesh, averages)
+        self._checkpoints, self._stack = checkpoints, stack
         self._state, self._progress = checkpoints.restore(abstract)
         if self._state is None:
-            self._state = train_step.initial_state(network.trained, optimizer, mesh, averages)
+            self._state = train_step.initial_state(trained, self._optimizer, self._mesh, averages)
         else:  # theirs would lie beside the state's
-            jax.tree.map(lambda leaf: leaf.delete(), network.trained)
+            jax.tree.map(lambda leaf: leaf.delete(), trained)
         self._start = int(self._state["step"])
         if self._start:
             done = " and so is finished" if self.finished else ""
             distributed.say(f"{workdir} has come to step {self._start}{done}")
-        self._writer = (
-            MetricWriter(workdir, self._start, config.num_steps)
-            if distributed.is_main() and not self.finished
-            else NoWriter()
-        )
+        self._writer = NoWriter()
+        if distributed.is_main() and not self.finished:
+            self._writer = MetricWriter(workdir, self._start, config.num_steps, config.wandb, identity)
         stack.callback(self._writer.close)
         self._snapshots = stack.enter_context(Snapshots(workdir, self._start)) if config.ema else None
         self._clock = Clock(self._start, config.num_steps)
-        self._pending: list[tuple[int, train_step.Measures]] = []
-        self._skipped = 0  # steps in a row
-        self._stack = stack
 
     @property
     def finished(self) -> bool:
@@ -219,12 +228,13 @@ class _Run:
         batches = train_step.micro_batched(stream, config.accumulation, self._mesh)
         if self._start == 0:
             self._validate(0)
+            self._act(0)
         distributed.say("the first step is compiled first, which can take a minute")
         for step in range(self._start + 1, config.num_steps + 1):
             with self._clock.waiting():
                 batch = next(batches)
             with jax.transfer_guard("disallow"):
-                self._state, measures = self._train_step(self._state, self._frozen, batch, self._train_key)
+                self._state, measures = self._train_step(self._state, self._network.frozen, batch, self._train_key)
             self._pending.append((step, measures))
             if step == self._start + 1:  # it is compiled
                 self._clock.start(step)
@@ -245,7 +255,7 @@ class _Run:
                     self._save(step, loss)
             if self._periodic and (step % self._periodic.every == 0 or last):
                 with self._pause():
-                    self._periodic.act(step, self._state["params"], self._writer)
+                    self._act(step)
             if last:
                 break
             if stop:
@@ -267,12 +277,18 @@ class _Run:
         with self._clock.stopped():
             yield
 
+    def _act(self, step: int) -> None:
+        if self._periodic:
+            self._periodic.act(step, self._state["params"], self._writer)
+
     def _log(self, step: int) -> None:
         """Fetches the measures of the steps since the last line, and so waits for them."""
         measures = jax.device_get([measures for _, measures in self._pending])
         values = {f"train/{name}": value for name, value in train_step.means(measures).items()}
         values["train/learning_rate"] = float(self._learning_rate(step - 1))
         values |= self._clock.rates(step, self._config.step_size)
+        if speed := values.get("train/samples_per_second"):
+            values["train/mfu"] = speed / self._full_speed
         self._writer.write(step, values)
         for (at, _), of_step in zip(self._pending, measures, strict=True):
             self._skipped = self._skipped + 1 if of_step["skipped"][0] else 0
@@ -287,9 +303,12 @@ class _Run:
 
     def _validate(self, step: int) -> float:
         batches = train_step.on_devices(self._data.validation(), self._mesh)
-        params = self._state["params"]
-        values = train_step.means([self._eval_step(params, self._frozen, batch, self._eval_key) for batch in batches])
+        params = self._state["params"], self._network.frozen
+        values = train_step.means([self._eval_step(*params, batch, self._eval_key) for batch in batches])
         self._writer.write(step, {f"validation/{name}": value for name, value in values.items()})
+        for name, value in values.items():
+            if np.ndim(value):
+                self._writer.plot(step, f"validation/{name}", value)
         self._progress = self._progress.after(step, values["loss"])
         return values["loss"]
 

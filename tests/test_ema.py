@@ -69,6 +69,7 @@ def test_a_width_that_is_none(sigma_rel):
 
 def test_a_run_tracks_averages_and_they_make_another(small_weights, small_features, tmp_path, monkeypatch, capsys):
     values = lora_16k.get_config().to_dict() | {"weights": str(small_weights), "data": str(small_features)}
+    values["samples"] = None
     values |= {"batch_size": 2, "accumulation": 1, "num_steps": 6, "eval_every": 3, "workers": 0}
     values["lora"] |= {"rank": 2, "targets": ("qkv",)}
     values["ema"] = {"sigma_rels": (0.05, 0.1), "snapshot_every": 2}

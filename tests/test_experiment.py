@@ -38,6 +38,7 @@ def small_config(small_weights, small_features):
     values = lora_16k.get_config("medium").to_dict()
     values |= {"weights": str(small_weights), "data": str(small_features), **SMALL}
     values["lora"] |= {"rank": 4, "targets": ("qkv",)}
+    values["samples"] = None
     return config.from_mapping(experiment.TrainConfig, values)
 
 

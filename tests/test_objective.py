@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mmaudio_jax import objective
+from mmaudio_jax import flow_matching, objective
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig
 
@@ -60,6 +60,26 @@ def test_the_draws_of_one_condition_do_not_depend_on_another_s(model):
     assert with_clip.drop_clip.sum() > 32 > without.drop_clip.sum()
     for name in set(without._fields) - {"drop_clip"}:
         np.testing.assert_array_equal(getattr(without, name), getattr(with_clip, name))
+
+
+def test_the_loss_by_t_is_the_loss_of_the_examples_in_each_bin(model):
+    rng, config = np.random.default_rng(0), objective.ObjectiveConfig("uniform", 0.0, 0.0, 0.0)
+    shapes = {"clip_f": (2, 3), "sync_f": (8, 3), "text_f": (2, 3), "mean": (5, 4), "std": (5, 4)}
+    batch = {name: np.abs(rng.standard_normal((B, *shape), np.float32)) for name, shape in shapes.items()}
+    batch |= {"position": np.arange(B), "has_video": np.ones(B, bool), "has_text": np.ones(B, bool)}
+    batch["weight"] = (np.arange(B) < 40).astype(np.float32)
+
+    @jax.jit
+    def compute(batch):
+        draws = objective.draw(model, batch, jax.random.key(0), config)
+        error = flow_matching.squared_error(*objective.velocities(model, batch, draws))
+        return objective.make_loss(config)(model, batch, jax.random.key(0))[1]["loss_by_t"], draws.t, error
+
+    (sums, counts), t, error = compute(batch)
+    for i in range(objective.T_BINS):
+        inside = [float(error[k]) for k in range(40) if int(25 * t[k]) == i]
+        assert counts[i] == len(inside) and sums[i] == pytest.approx(sum(inside), rel=1e-5)
+    assert counts.sum() == 40 and 0 < (counts == 0).sum() < objective.T_BINS
 
 
 def test_a_probability_out_of_range_is_refused():

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from mmaudio_jax import plots
+from mmaudio_jax.data import mel
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -36,6 +37,23 @@ def test_level_frequency_and_time_of_a_click_and_a_tone():
     assert 0.5 < times[time] <= 1
     assert level[:, times < 0.45].max() < -80
     assert times[-1] == pytest.approx(1, abs=0.02)
+
+
+def test_two_sounds_stand_beside_each_other_by_spectrogram_and_mel(tmp_path):
+    t = np.arange(16_384) / 16_000
+    pair = {"a tone": np.sin(2 * np.pi * 1000 * t).astype(np.float32), "nothing": np.zeros(16_384, np.float32)}
+    plots.save_comparison(tmp_path / "a.png", pair, mel.PRESETS["16k"])
+    image = plots.read_picture(tmp_path / "a.png")
+    assert image.shape == (700, 1400, 3) and image.dtype == np.uint8
+    for rows in (slice(130, 380), slice(403, 652)):  # the spectrograms, the mels
+        left, right = (image[rows, columns].mean(axis=(1, 2)).max() for columns in (slice(72, 652), slice(705, 1285)))
+        assert left > 200 and right < 5
+
+
+def test_an_empty_bin_has_no_bar(tmp_path):
+    plots.save_bins(tmp_path / "a.png", np.array([1.0, np.nan, 1.0]), "loss")
+    dark = plots.read_picture(tmp_path / "a.png")[150].sum(axis=-1) < 400
+    assert dark[60:200].all() and not dark[230:390].any() and dark[420:570].all()
 
 
 @pytest.mark.parametrize("audio", [np.zeros(16_000), np.full(10, 0.1), np.full(16_000, 3.0)])

@@ -31,6 +31,7 @@ def settings(small_weights, small_features):
     values |= {"weights": str(small_weights), "data": str(small_features)}
     values |= {"batch_size": 4, "accumulation": 2, "num_steps": STEPS, "eval_every": 2, "log_every": 1}
     values["lora"] |= {"rank": 4, "targets": ("qkv",)}
+    values["samples"] = None
     return config.from_mapping(experiment.TrainConfig, values)
 
 

@@ -190,6 +190,15 @@ def test_a_pattern_of_no_leaf_is_refused():
         optim.make_optimizer(config, 100).init({"layer.bias": jnp.ones(2), "layer.kernel": jnp.ones((3, 2))})
 
 
+def test_means_over_bins_leave_an_empty_bin_open():
+    def measures(by_t, counts):
+        return {"loss": (1.0, 2.0), "loss_by_t": (np.array(by_t), np.array(counts))}
+
+    found = train_step.means([measures([3.0, 0.0], [1, 0]), measures([5.0, 0.0], [3, 0])])
+    assert found["loss"] == 0.5 and found["loss_by_t"][0] == 2 and np.isnan(found["loss_by_t"][1])
+    assert "loss_by_t" not in train_step.means([measures([0.0, 0.0], [0, 0])])
+
+
 def test_the_published_schedules():
     def rates(schedule, *steps):
         rate = optim.learning_rate(optim.OptimizerConfig(1e-4, schedule, 1000, 0.9, 0.95, 1e-8, 1e-6, 1.0), 300_000)

@@ -13,7 +13,7 @@ from flax import nnx
 from mmaudio_jax import checkpoint, ema, lora, optim, sharding, trainer, trees
 from mmaudio_jax.errors import UserError
 
-LORA = lora.LoRAConfig(rank=2, alpha=2.0, dropout=0.0, targets=("layer",), patterns={"layer": "layer"})
+LORA = lora.LoRAConfig(2, 2.0, False, 0.0, ("layer",), {"layer": "layer"}, ranks={}, alphas={}, start=None)
 CONFIG = trainer.LoopConfig(
     seed=0,
     batch_size=4,
@@ -28,6 +28,7 @@ CONFIG = trainer.LoopConfig(
     mesh=sharding.MeshConfig(1, 1),
     optimizer=optim.OptimizerConfig(1e-2, "constant", 0, 0.9, 0.999, 1e-8, 0.0, 1.0),
     ema=ema.EMAConfig((0.1,), 4),
+    wandb=None,
 )
 
 
@@ -85,6 +86,7 @@ def train(workdir, data=None, periodic=None, **changes):
         identity={"config": {"toy": True}, "base": {}},
         key=jax.random.key(0),
         mesh=sharding.make_mesh(config.mesh, jax.devices()[:1]),
+        full_speed=1e6,
         periodic=periodic,
     )
 

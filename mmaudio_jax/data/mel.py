@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -47,6 +48,12 @@ def log_mel(audio: Float[Array, "b l"], config: MelConfig) -> Float[Array, "b f 
     magnitude = jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + MAGNITUDE_EPSILON)
     mel = jnp.matmul(magnitude, mel_filters(config).T, precision=jax.lax.Precision.HIGHEST)
     return {"log10": jnp.log10, "ln": jnp.log}[config.log](jnp.maximum(mel, MEL_FLOOR))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def decibels(audio: Float[Array, "b l"], config: MelConfig) -> Float[Array, "b f m"]:
+    """`log_mel` in dB, whatever its logarithm."""
+    return 20 / {"log10": 1.0, "ln": math.log(10)}[config.log] * log_mel(audio, config)
 
 
 @functools.cache
