@@ -63,7 +63,7 @@ def test_the_draws_of_one_condition_do_not_depend_on_another_s(model):
 
 
 def test_the_loss_by_t_is_the_loss_of_the_examples_in_each_bin(model):
-    rng, config = np.random.default_rng(0), objective.ObjectiveConfig("uniform", 0.0, 0.0, 0.0)
+    rng, config = np.random.default_rng(0), objective.ObjectiveConfig("uniform", 0.0, 0.0, 0.0, 0.0)
     shapes = {"clip_f": (2, 3), "sync_f": (8, 3), "text_f": (2, 3), "mean": (5, 4), "std": (5, 4)}
     batch = {name: np.abs(rng.standard_normal((B, *shape), np.float32)) for name, shape in shapes.items()}
     batch |= {"position": np.arange(B), "has_video": np.ones(B, bool), "has_text": np.ones(B, bool)}

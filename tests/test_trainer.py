@@ -165,13 +165,13 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     assert train(tmp_path / "run") == 0
 
 
-def test_a_periodic_act_sees_the_leaves_at_its_steps_and_at_the_end(tmp_path):
+def test_a_periodic_act_sees_the_leaves_before_training_at_its_steps_and_at_the_end(tmp_path):
     seen = {}
     periodic = trainer.Periodic(
         3, lambda step, params, writer: seen.update({step: float(params["layer.lora_b"].sum())})
     )
     train(tmp_path / "run", periodic=periodic)
-    assert list(seen) == [3, 6, 8] and len(set(seen.values())) == 3
+    assert list(seen) == [0, 3, 6, 8] and len(set(seen.values())) == 4
 
 
 @pytest.mark.parametrize(
