@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,14 @@ def test_a_video_of_two_sets_is_on_one_side_of_the_split(tmp_path):
     train, validation = split_by_source(both, 0.3, 0)
     assert sorted([*train, *validation]) == list(range(16)) and len(validation) == 4
     assert set(validation[:2] + 8) == set(validation[2:])
+
+
+def test_memory_maps_of_the_published_tools_mix_with_and_without_video():
+    folder = Path(__file__).parent / "golden" / "tensordict_example"
+    published = mixture.open_mixture(f"{folder}/vgg-example*5, {folder}/audio-example")
+    assert [bool(example["has_video"]) for example in published] == [True] * 3 + [False] * 2
+    assert all(example["has_text"] for example in published) and published.captions[4] == "caption 1, with a comma"
+    assert published.metadata.count == 5 and published.metadata.duration == 8.0
 
 
 def test_a_damaged_example_names_its_set(folder, tmp_path):

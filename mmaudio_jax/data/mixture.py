@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmaudio_jax.data.example import Example, FeatureSet, Metadata
+from mmaudio_jax.data.example import Example, FeatureSet, Metadata, StoredFeatures
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.errors import UserError
 
@@ -66,7 +66,7 @@ class Mixture(FeatureSet):
         repeats: (examples,) int, how often each comes in an epoch.
     """
 
-    def __init__(self, sets: Sequence[FeatureSet], repeats: Sequence[int]):
+    def __init__(self, sets: Sequence[StoredFeatures], repeats: Sequence[int]):
         """Puts sets together.
 
         Args:
@@ -109,7 +109,7 @@ class Mixture(FeatureSet):
         return [source for features in self.sets for source in features.sources]
 
 
-def _common(sets: Sequence[FeatureSet], names: Sequence[str]) -> Metadata:
+def _common(sets: Sequence[StoredFeatures], names: Sequence[str]) -> Metadata:
     """The metadata of all; a UserError if they cannot train together."""
     first, encoders = sets[0], {}
     for i, (features, name) in enumerate(zip(sets, names, strict=True)):
