@@ -50,7 +50,12 @@ def start(settings, workdir, count, wait_at=0):
         address = f"localhost:{found.getsockname()[1]}"
     file = workdir.with_suffix(".json")
     file.write_text(json.dumps(dataclasses.asdict(settings)))
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES // count), "PYTHONPATH": str(HERE.parent)}
+    env = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
+        "PYTHONPATH": str(HERE.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(Path(settings.weights).with_name("cache")),
+        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     arguments = [str(x) for x in (file, workdir, address, count)]
     return [
         subprocess.Popen([sys.executable, HERE / "process_worker.py", *arguments, str(i), str(wait_at)], env=env)
