@@ -135,9 +135,9 @@ def test_what_is_trained_is_heard_and_nothing_compiles_again(heard, bench, tmp_p
     trained = {path: leaf + 0.3 * path.endswith("lora_b") for path, leaf in bench.network.trained.items()}
     writer = Heard()
     listener.act(0, bench.network.trained, writer)
-    compiled = listening.Listener._generate._cache_size(), listening.Listener._decode._cache_size()
+    compiled = listening._latents._cache_size(), listening._decode._cache_size()
     listener.act(300, trained, writer)
-    assert (listening.Listener._generate._cache_size(), listening.Listener._decode._cache_size()) == compiled
+    assert (listening._latents._cache_size(), listening._decode._cache_size()) == compiled
     np.testing.assert_array_equal(writer.sounds[0, "samples/clip7/generated"], generated(heard[1]))  # the same seed
     assert relative_error(generated(writer), generated(heard[1])) > 1e-2
     np.testing.assert_array_equal(writer.sounds[300, "samples/clip7/true"], writer.sounds[0, "samples/clip7/true"])
@@ -149,8 +149,8 @@ def test_each_key_of_the_sampler_changes_the_sound(heard, bench, tmp_path, chang
 
 
 def test_count_is_how_many_and_no_more_than_there_are(bench, tmp_path):
-    for count, expected in ((1, ["clip7"]), (9, ["clip7", "clip3", "clip5"])):
-        told = bench.hear(tmp_path, count=count)
+    for count, expected in ((1, ["clip7"]), (9, ["clip7", "clip3"])):
+        told = bench.hear(tmp_path, rows=ROWS[:2], count=count)
         assert [path.stem for path in told.pictures.values()] == expected
         assert len(json.loads((tmp_path / "samples" / "000300" / "samples.json").read_text())) == len(expected)
 
@@ -190,7 +190,7 @@ def test_a_set_that_tells_of_no_videos_is_refused(bench, filmed, tmp_path):
     with pytest.raises(UserError, match="has no column video_path"):
         bench.hear(tmp_path, root=str(filmed[0]))
     with pytest.raises(UserError, match="there is no folder"):
-        bench.hear(tmp_path, root=str(tmp_path / "videos"))
+        bench.hear(tmp_path, features=filmed[1], rows=[1], root=str(tmp_path / "videos"))
 
 
 @pytest.mark.parametrize(
