@@ -180,10 +180,8 @@ class Listener:
         return jax.device_put(tree, sharding.replicated(self._mesh))
 
     def _decode(self, latent: Float[Array, "b n z"]) -> Float[np.ndarray, "b l"]:
-        decoder = self._decoder
-        return np.asarray(
-            _decode(decoder.vae_def, decoder.vae, decoder.vocoder_def, decoder.vocoder, latent, self._mesh)
-        )
+        _, *networks = self._decoder
+        return np.asarray(_decode(*networks, latent, self._mesh))
 
     def _show(self, step: int, sounds: Float[np.ndarray, "b l"], true: Float[np.ndarray, "b l"], writer) -> None:
         """Writes the folder of a step, whole or not at all, and tells the writer."""
