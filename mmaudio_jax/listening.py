@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -66,8 +68,56 @@ class Prompt:
         return self.id.replace("/", "_")
 
 
+@functools.partial(jax.jit, static_argnames=("graphdef", "config", "mesh"))
+def _latents(
+    graphdef: nnx.GraphDef,
+    trained: trees.Params,
+    frozen: trees.Params,
+    examples: Mapping[str, Array],
+    noise: Float[Array, "b n z"],
+    *,
+    config: SamplesConfig,
+    mesh: Mesh,
+) -> Float[Array, "b n z"]:
+    """What the network makes of the noise, whole on every device, for examples that may lack video or text."""
+    params = sharding.gather({**frozen, **trained}, mesh)
+
+    def given(name: str, empty: str, there: str):
+        return jnp.where(examples[there][:, None, None], examples[name], params[empty])
+
+    latent = sampling.sample(
+        graphdef,
+        params,
+        noise,
+        given("clip_f", "empty_clip_feat", "has_video"),
+        given("sync_f", "empty_sync_feat", "has_video"),
+        given("text_f", "empty_string_feat", "has_text"),
+        params["empty_string_feat"],
+        jnp.float32(config.cfg_strength),
+        num_steps=config.num_steps,
+        guided=config.cfg_strength >= 1,
+    )
+    return jax.lax.with_sharding_constraint(latent, sharding.replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("vae_def", "vocoder_def", "mesh"))
+def _decode(
+    vae_def: nnx.GraphDef,
+    vae: trees.Params,
+    vocoder_def: nnx.GraphDef,
+    vocoder: trees.Params,
+    latent: Float[Array, "b n z"],
+    mesh: Mesh,
+) -> Float[Array, "b l"]:
+    """`sampling.decode` with leaves that are split, whole on every device."""
+    vae, vocoder = sharding.gather((vae, vocoder), mesh)
+    return jax.lax.with_sharding_constraint(
+        sampling.decode(vae_def, vae, vocoder_def, vocoder, latent), sharding.replicated(mesh)
+    )
+
+
 class Listener:
-    """Generates the sounds of a run; its one compiled program takes the leaves as they are trained."""
+    """Generates the sounds of a run, with the leaves as they are trained; each of its programs compiles once."""
 
     def __init__(
         self,
@@ -104,11 +154,14 @@ class Listener:
         self._examples = self._put({name: np.stack([each[name] for each in examples]) for name in examples[0]})
         noise = sampling.initial_noise(range(len(rows)), *features.metadata.shapes["mean"])
         self._noise = self._put(np.asarray(noise))
-        self._graphdef, self._networks = network.graphdef, (network.frozen, decoder.vae, decoder.vocoder)
+        self._graphdef, self._frozen = network.graphdef, network.frozen
 
     def act(self, step: int, trained: trees.Params, writer) -> None:
         """Generates with the leaves as they are trained, and shows what comes of it; every process must take part."""
-        sounds, true = np.asarray(self._generate(trained, *self._networks, self._examples, self._noise)), self._true
+        latent = _latents(
+            self._graphdef, trained, self._frozen, self._examples, self._noise, config=self._config, mesh=self._mesh
+        )
+        sounds, true = self._decode(latent), self._true
         if distributed.is_main():
             self._show(step, sounds, true, writer)
 
@@ -116,7 +169,7 @@ class Listener:
     def _true(self) -> Float[np.ndarray, "b l"]:
         """The true sounds, as long as the generated ones."""
         if not self._config.root:
-            return np.asarray(self._decode(*self._networks[1:], self._examples["mean"]))
+            return self._decode(self._examples["mean"])
         duration, mode = self._features.metadata.duration, self._decoder.mode
         length = (duration, mode.sample_rate, lengths(duration, mode).samples)
         chosen = (prompt.clip for prompt in self._prompts)
@@ -126,32 +179,9 @@ class Listener:
         """Whole on every device, the same from every process."""
         return jax.device_put(tree, sharding.replicated(self._mesh))
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _generate(self, trained, frozen, vae, vocoder, examples, noise) -> Float[Array, "b l"]:
-        params = sharding.gather({**frozen, **trained}, self._mesh)
-
-        def given(name: str, empty: str, there: str):
-            return jnp.where(examples[there][:, None, None], examples[name], params[empty])
-
-        latent = sampling.sample(
-            self._graphdef,
-            params,
-            noise,
-            given("clip_f", "empty_clip_feat", "has_video"),
-            given("sync_f", "empty_sync_feat", "has_video"),
-            given("text_f", "empty_string_feat", "has_text"),
-            params["empty_string_feat"],
-            jnp.float32(self._config.cfg_strength),
-            num_steps=self._config.num_steps,
-            guided=self._config.cfg_strength >= 1,
-        )
-        return self._decode(vae, vocoder, latent)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _decode(self, vae, vocoder, latent) -> Float[Array, "b l"]:
-        vae, vocoder = sharding.gather(vae, self._mesh), sharding.gather(vocoder, self._mesh)
-        sounds = sampling.decode(self._decoder.vae_def, vae, self._decoder.vocoder_def, vocoder, latent)
-        return jax.lax.with_sharding_constraint(sounds, sharding.replicated(self._mesh))
+    def _decode(self, latent: Float[Array, "b n z"]) -> Float[np.ndarray, "b l"]:
+        _, *networks = self._decoder
+        return np.asarray(_decode(*networks, latent, self._mesh))
 
     def _show(self, step: int, sounds: Float[np.ndarray, "b l"], true: Float[np.ndarray, "b l"], writer) -> None:
         """Writes the folder of a step, whole or not at all, and tells the writer."""

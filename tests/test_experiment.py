@@ -18,7 +18,7 @@ from small_run import ROOT, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import lora_16k
-from mmaudio_jax import checkpoint, config, experiment, weights
+from mmaudio_jax import checkpoint, config, experiment, sharding, trees, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import RECORDS, FeatureWriter
@@ -99,11 +99,24 @@ def test_a_finished_run_started_again_changes_nothing(small_config, finished, ca
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
 
-def test_a_dry_run_prints_the_table_and_writes_nothing(small_config, tmp_path, capsys):
-    train(small_config, tmp_path / "run", dry_run=True)
+def test_a_dry_run_tells_layers_leaves_memory_and_operations_and_writes_nothing(
+    small_config, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sharding, "SMALL", 1024)
+    split = dataclasses.replace(small_config, mesh=sharding.MeshConfig(1, 2), accumulation=1)
+    experiment.run(split, tmp_path / "run", dry_run=True, devices=jax.devices()[:2])
     out = capsys.readouterr().out
-    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +4 +16 +7 +7,168", out) and "8 examples a step for 6 steps" in out
+    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +4 +16 +7 +7,168", out) and "2 examples a step for 6 steps" in out
     assert not (tmp_path / "run").exists()
+    table = [line.split("  ") for line in out[out.index("leaf  ") : out.index("memory of")].splitlines()[1:]]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in table]
+    assert len(rows) < 70 and sum(int(row[1]) for row in rows if row[-1] == "trained") == 14
+    assert ["fused_blocks.*.attn.qkv.lora_a", "1", "(64, 4)", "float32", "whole", "trained"] in rows
+    assert ["fused_blocks.*.attn.qkv.kernel", "1", "(64, 192)", "float32", "split over fsdp, axis 1", "frozen"] in rows
+    told = re.search(r"on each device: .* \(arguments ([\d.]+) MiB, .* ([\d.]+) [KM]iB take the .* temporaries", out)
+    params = trees.count(weights.load(Path(small_config.weights) / "small_16k", "mmaudio").params)
+    assert 0.5 < float(told[1]) * 2**20 / (params * 4) < 0.8  # half of what is large, and the batch
+    assert re.search(r"operations: [\d.]+ TFLOP a step of 2 examples", out)
 
 
 def damage(workdir, how):

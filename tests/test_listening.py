@@ -8,6 +8,7 @@ import av
 import jax
 import numpy as np
 import pytest
+import random_networks
 import soundfile
 from conftest import relative_error
 from random_networks import WIDTH
@@ -20,6 +21,7 @@ from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.render import render_clips
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.models.bigvgan import BigVGANConfig
 
 SAMPLES = listening.SamplesConfig(every=4, count=2, num_steps=2, cfg_strength=4.5, root=None)
 ROWS = (7, 3, 5)  # that validate
@@ -27,9 +29,22 @@ MEASURES = {"log_mel_distance", "onset_f1", "silence", "clipping"}
 
 
 @pytest.fixture(scope="module")
-def settings(small_weights, small_features):
+def quick_weights(small_weights, tmp_path_factory):
+    """The small networks, with a vocoder that compiles in no time."""
+    folder = tmp_path_factory.mktemp("weights")
+    for part in small_weights.iterdir():
+        if part.name != "bigvgan_16k":
+            (folder / part.name).symlink_to(part)
+    vocoder = BigVGANConfig(80, upsample_rates=(16, 16), channels=16, kernel_sizes=(3,), dilations=(1,))
+    params = random_networks._random("bigvgan", vocoder, np.random.default_rng(0))
+    weights.save(folder / "bigvgan_16k", "bigvgan", vocoder, params)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(quick_weights, small_features):
     values = lora_16k.get_config().to_dict()
-    values |= {"weights": str(small_weights), "data": str(small_features), "workers": 0, "ema": None}
+    values |= {"weights": str(quick_weights), "data": str(small_features), "workers": 0, "ema": None}
     values |= {"batch_size": 2, "accumulation": 1, "num_steps": 6, "eval_every": 6, "log_every": 3}
     values["lora"] |= {"rank": 4, "targets": ("qkv",)}
     values["samples"] = dataclasses.asdict(SAMPLES)
@@ -134,10 +149,10 @@ def test_what_is_trained_is_heard_and_nothing_compiles_again(heard, bench, tmp_p
     listener = listening.Listener(SAMPLES, bench.network, bench.decoder, bench.features, ROWS, tmp_path, bench.mesh)
     trained = {path: leaf + 0.3 * path.endswith("lora_b") for path, leaf in bench.network.trained.items()}
     writer = Heard()
-    listener.act(0, bench.network.trained, writer)
-    compiled = listening.Listener._generate._cache_size(), listening.Listener._decode._cache_size()
-    listener.act(300, trained, writer)
-    assert (listening.Listener._generate._cache_size(), listening.Listener._decode._cache_size()) == compiled
+    listener.act(0, sharding.shard(bench.network.trained, bench.mesh), writer)
+    compiled = listening._latents._cache_size(), listening._decode._cache_size()
+    listener.act(300, sharding.shard(trained, bench.mesh), writer)
+    assert (listening._latents._cache_size(), listening._decode._cache_size()) == compiled
     np.testing.assert_array_equal(writer.sounds[0, "samples/clip7/generated"], generated(heard[1]))  # the same seed
     assert relative_error(generated(writer), generated(heard[1])) > 1e-2
     np.testing.assert_array_equal(writer.sounds[300, "samples/clip7/true"], writer.sounds[0, "samples/clip7/true"])
@@ -149,8 +164,8 @@ def test_each_key_of_the_sampler_changes_the_sound(heard, bench, tmp_path, chang
 
 
 def test_count_is_how_many_and_no_more_than_there_are(bench, tmp_path):
-    for count, expected in ((1, ["clip7"]), (9, ["clip7", "clip3", "clip5"])):
-        told = bench.hear(tmp_path, count=count)
+    for count, expected in ((1, ["clip7"]), (9, ["clip7", "clip3"])):
+        told = bench.hear(tmp_path, rows=ROWS[:2], count=count)
         assert [path.stem for path in told.pictures.values()] == expected
         assert len(json.loads((tmp_path / "samples" / "000300" / "samples.json").read_text())) == len(expected)
 
@@ -190,7 +205,7 @@ def test_a_set_that_tells_of_no_videos_is_refused(bench, filmed, tmp_path):
     with pytest.raises(UserError, match="has no column video_path"):
         bench.hear(tmp_path, root=str(filmed[0]))
     with pytest.raises(UserError, match="there is no folder"):
-        bench.hear(tmp_path, root=str(tmp_path / "videos"))
+        bench.hear(tmp_path, features=filmed[1], rows=[1], root=str(tmp_path / "videos"))
 
 
 @pytest.mark.parametrize(
