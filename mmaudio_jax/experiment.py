@@ -181,10 +181,12 @@ def find_start(config: TrainConfig, workdir: Path) -> tuple[dict[str, Any] | Non
     path = config.lora and config.lora.start
     if not path:
         return None, None
-    with contextlib.suppress(UserError):  # there is no checkpoint yet
-        known = read_run(workdir).get("start")
-        if known and known["path"] == path:
-            return known, None
+    known = None
+    if workdir.exists():
+        with contextlib.suppress(UserError):  # there is no checkpoint yet
+            known = read_run(workdir).get("start")
+    if known and known["path"] == path:
+        return known, None
     adapter = load_adapter(Path(path))
     return {"path": path, "step": adapter.step, "fingerprint": weights.fingerprint(adapter.params)}, adapter
 
@@ -206,10 +208,10 @@ def begun_as(start: Adapter, drawn: trees.Params, config: TrainConfig, base: wei
     return begun
 
 
-def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Adapter | None = None) -> Network:
-    """The flow network with what is trained, an adapter drawn from `key` or all weights; says which.
+def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Adapter | None) -> Network:
+    """The flow network with what is trained, an adapter or all weights; says which.
 
-    The adapter begins as `start`, where that is given.
+    The adapter is drawn from `key`, and begins as `start` where that is given.
     """
     dtype = numerics.compute_dtype(config.compute_dtype)
     network = nnx.eval_shape(
@@ -236,7 +238,7 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Ada
 
 
 def identify(
-    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, start: dict[str, Any] | None = None
+    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, start: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What the run is, as its checkpoints keep it; `start` is of `find_start`."""
     epoch = (name for name, repeat in zip(features.ids, features.repeats, strict=True) for _ in range(repeat))

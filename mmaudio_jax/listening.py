@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from mmaudio_jax import distributed, measures, plots, sampling, sharding, trees
 from mmaudio_jax.data import audio, clips, media, mel
-from mmaudio_jax.data.example import FeatureSet
+from mmaudio_jax.data.mixture import Mixture
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
 from mmaudio_jax.sequence import lengths
@@ -116,6 +116,13 @@ def _decode(
     )
 
 
+def _clips(features: Mixture, rows: Sequence[int], root: str) -> dict[int, clips.Clip]:
+    """The clip of each row, as the table of its set tells."""
+    located = {row: features.locate(row) for row in rows}
+    tables = {place: clips.read_clips(features.sets[place].table.path, root) for place, _ in located.values()}
+    return {row: tables[place][within] for row, (place, within) in located.items()}
+
+
 class Listener:
     """Generates the sounds of a run, with the leaves as they are trained; each of its programs compiles once."""
 
@@ -124,7 +131,7 @@ class Listener:
         config: SamplesConfig,
         network: Network,
         decoder: sampling.Decoder,
-        features: FeatureSet,
+        features: Mixture,
         rows: Any,
         workdir: Path,
         mesh: Mesh,
@@ -135,7 +142,7 @@ class Listener:
             config: what is generated.
             network: the flow network, whose frozen leaves are kept.
             decoder: on the mesh.
-            features: the feature set.
+            features: the feature sets.
             rows: which examples of it validate, in order.
             workdir: gets the folder `samples`.
             mesh: the devices.
@@ -147,8 +154,8 @@ class Listener:
         self._folder, self._mesh, self._mel = workdir / FOLDER, mesh, mel.PRESETS[decoder.mode.name]
         rows = [int(row) for row in rows[: config.count]]
         ids, captions = features.ids, features.captions
-        found = {clip.id: clip for clip in clips.read_clips(features.table.path, config.root)} if config.root else {}
-        self._prompts = [Prompt(ids[row], captions[row], seed, found.get(ids[row])) for seed, row in enumerate(rows)]
+        found = _clips(features, rows, config.root) if config.root else {}
+        self._prompts = [Prompt(ids[row], captions[row], seed, found.get(row)) for seed, row in enumerate(rows)]
 
         examples = [features[row] for row in rows]
         self._examples = self._put({name: np.stack([each[name] for each in examples]) for name in examples[0]})

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs import lora_16k
 from mmaudio_jax import config, experiment, listening, sampling, sharding, weights
-from mmaudio_jax.data import clips, media, records
+from mmaudio_jax.data import clips, media, mixture
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.render import render_clips
@@ -76,7 +76,7 @@ class Bench:
         base = weights.load(f"{settings.weights}/small_16k", "mmaudio", mesh=mesh)
         self.network = experiment.build(settings, base, jax.random.key(0))
         self.decoder = sampling.Decoder.load(base.directory.parent, "small_16k", 20, mesh=mesh)
-        self.mesh, self.features = mesh, records.open_features(settings.data)
+        self.mesh, self.features = mesh, mixture.open_mixture(settings.data)
 
     def hear(self, workdir, trained=None, features=None, rows=ROWS, **changes):
         """What the writer is told at step 300."""
@@ -187,13 +187,13 @@ def filmed(tmp_path_factory):
         for clip in clips.read_clips(table, table.parent):
             arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
             writer.append(clip.columns, arrays | {"std": np.ones(shapes["std"], np.float32)})
-    return table.parent, records.open_features(folder / "set")
+    return table.parent, mixture.open_mixture(str(folder / "set"))
 
 
 def test_root_brings_the_true_sound_and_the_videos(filmed, bench, tmp_path):
     root, features = filmed
     told = bench.hear(tmp_path, features=features, rows=[1], root=str(root), count=1)
-    clip = clips.read_clips(features.table.path, root)[1]
+    clip = clips.read_clips(features.sets[0].table.path, root)[1]
     true = media.read_audio(clip.video, clip.start_time, 1.0, 16_000, 16_384)[:16_000]
     np.testing.assert_array_equal(told.sounds[300, f"samples/{clip.id}/true"], true)
     with av.open(str(tmp_path / "samples" / "000300" / "videos" / f"{clip.id}.mp4")) as container:

@@ -87,9 +87,13 @@ class Mixture(FeatureSet):
 
     def __getitem__(self, index: int) -> Example:
         """The example; errors as of its set."""
-        index = range(len(self))[index]
-        place = self.places[index]
-        return self.sets[place][int(index - self._starts[place])] | {"set": np.int32(place)}
+        place, within = self.locate(range(len(self))[index])
+        return self.sets[place][within] | {"set": np.int32(place)}
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(which of the sets an example is in, its index there)."""
+        place = int(self.places[index])
+        return place, int(index - self._starts[place])
 
     @property
     def ids(self) -> list[str]:
