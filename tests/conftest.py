@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: the golden vectors and the files that go with them."""
 
+import atexit
 import functools
 import importlib.util
 import os
@@ -20,6 +21,13 @@ from mmaudio_jax.demo.stand_ins import save_stand_ins
 
 HERE = Path(__file__).parent / "golden"
 jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; the others use the first
+
+# what one test compiles, another, and the processes that it starts, need not compile again
+PROGRAMS = tempfile.mkdtemp(prefix="mmaudio_jax_programs_")
+atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+for option, value in {"jax_compilation_cache_dir": PROGRAMS, "jax_persistent_cache_min_compile_time_secs": 0.3}.items():
+    jax.config.update(option, value)
+    os.environ[option.upper()] = str(value)
 
 
 def relative_error(a, b) -> float:

@@ -50,7 +50,7 @@ class SmallRun:
         """Starts the process, as the first of a process group."""
         env = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         with open(self.log, "a") as log:
             return subprocess.Popen(self.arguments, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)

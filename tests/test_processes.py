@@ -53,8 +53,6 @@ def start(settings, workdir, count, wait_at=0):
     env = os.environ | {
         "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
         "PYTHONPATH": str(HERE.parent),
-        "JAX_COMPILATION_CACHE_DIR": str(Path(settings.weights).with_name("cache")),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     arguments = [str(x) for x in (file, workdir, address, count)]
     return [
