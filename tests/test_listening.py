@@ -74,7 +74,7 @@ class Bench:
 
     def __init__(self, settings, mesh):
         base = weights.load(f"{settings.weights}/small_16k", "mmaudio", mesh=mesh)
-        self.network = experiment.build(settings, base, jax.random.key(0))
+        self.network = experiment.build(settings, base, jax.random.key(0), None)
         self.decoder = sampling.Decoder.load(base.directory.parent, "small_16k", 20, mesh=mesh)
         self.mesh, self.features = mesh, mixture.open_mixture(settings.data)
 

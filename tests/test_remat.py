@@ -39,7 +39,7 @@ def compiled(settings):
     params, found = None, {}
     for remat in ("none", "dots", "blocks"):
         with_remat = dataclasses.replace(settings, remat=remat)
-        network = experiment.build(with_remat, base, jax.random.key(0))
+        network = experiment.build(with_remat, base, jax.random.key(0), None)
         if params is None:
             params = {**network.frozen, **network.trained}
             params |= {k: jnp.asarray(0.1 * normal(*v.shape)) for k, v in params.items() if k.endswith("lora_b")}
