@@ -13,9 +13,8 @@ import workload  # puts the repository on the path
 from workload import LORA, memory, timed
 
 import jax  # isort: skip
-import jax.numpy as jnp
 
-from mmaudio_jax import numerics
+from mmaudio_jax import flops, numerics
 from mmaudio_jax.models.mmaudio import PRESETS
 
 BASELINE = "LoRA, 1 micro-batch"
@@ -25,20 +24,9 @@ VARIANTS = {
     "all weights, 1 micro-batch": dict(adapter=None, accumulation=1),
     "all weights, 4 micro-batches": dict(adapter=None, accumulation=4),
 }
-SIDE = {"cpu": 2048}  # of the matrices of the peak
-LARGE = 8192
 
 
-def peak(dtype) -> float:
-    """FLOP/s of a large matrix product."""
-    side = SIDE.get(jax.default_backend(), LARGE)
-    factor = jax.random.normal(jax.random.key(0), (side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    seconds = timed(lambda: product(factor, factor), 5)[1]
-    return 2 * side**3 / seconds
-
-
-def flops(config, batch_size: int, dtype, variant: dict) -> float:
+def operations(config, batch_size: int, dtype, variant: dict) -> float:
     """What a step needs, as XLA counts before it compiles; on the CPU's backend, others count compiled programs."""
     step, shapes = workload.training(config, batch_size, dtype, workload.one_device("cpu"), unroll=True, **variant)
     return step.lower(*shapes).cost_analysis()["flops"]
@@ -72,14 +60,14 @@ def main() -> None:
     dtype = numerics.compute_dtype(args.dtype)
     print(f"{jax.devices()[0].device_kind}, {dtype.name}, jax {jax.__version__}; micro-batches of {args.batch}")
     if not args.compile_only:
-        most = peak(dtype)
+        most = flops.peak(dtype, "default")
         print(f"peak of a matrix product: {most / 1e12:.3g} TFLOP/s")
     print(f"| model | trained | GiB | TFLOP a step | s a step | s an example, by that of {BASELINE} | MFU |")
     print("|---|---|---|---|---|---|---|")
     for model in args.models:
         baseline = None
         for name, variant in VARIANTS.items():
-            needed = flops(PRESETS[model], args.batch, dtype, variant)
+            needed = operations(PRESETS[model], args.batch, dtype, variant)
             gib, seconds = measure(PRESETS[model], args.batch, dtype, variant, 0 if args.compile_only else args.steps)
             cells = [model, name, f"{gib:.2f}", f"{needed / 1e12:.3g}"]
             if seconds is not None:

@@ -24,6 +24,7 @@ def get_config(stage: str = "32") -> ConfigDict:
     config.num_steps = 1000
     config.eval_every = 100
     config.ema.snapshot_every = 100
+    config.samples.every = 500
     config.optimizer.warmup_steps = 100
     config.lora.rank = int(stage)
     config.lora.alpha = float(stage)  # the update's scale stays 1

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     config.eval_every = 5000
     config.workers = 8
     config.ema.snapshot_every = 5000
+    config.samples.every = 25_000
 
     config.optimizer.schedule = "step"
     config.optimizer.warmup_steps = 1000

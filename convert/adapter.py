@@ -196,6 +196,8 @@ def main() -> None:
         print(f"{trees.count(imported.params):,} parameters are in {args.out}; give it to sample.py as --adapter")
         return
     adapter = load_adapter(args.run)
+    if args.base:
+        adapter.check_base(weights.read_metadata(args.base)["fingerprint"], args.base)
     base = args.base or Path(adapter.run["base"]["path"])
     about = {"source": f"step {adapter.step} of {args.run}", FINGERPRINT: adapter.run["base"]["fingerprint"]}
     if args.to == "merged":

@@ -26,6 +26,7 @@ ADVICE = {  # where the value cannot be given
     "data.ids_sha256": "--config.data names other clips than the run's, or repeats them otherwise: name the old ones",
     "config.num_steps": "a run's length is part of its schedule; to train on, start another run from it "
     "(--config.lora.start) or from what python -m mmaudio_jax.merge makes of it",
+    "start": "a run cannot begin as another adapter once it has begun: leave config.lora.start as it was",
     "start.fingerprint": "config.lora.start names another adapter than the one that the run began as: name that one",
 }
 ALONE = "alone"  # in what is kept of a run: its leaves are all there is, it cannot go on
@@ -223,7 +224,10 @@ class Adapter:
     def lora(self) -> LoRAConfig | None:
         """What is adapted, and how; None: all weights were trained."""
         settings = self.run["config"]["lora"]
-        return LoRAConfig(**settings) if settings else None
+        try:
+            return LoRAConfig(**settings) if settings else None
+        except TypeError:
+            raise UserError("the adapter was trained by another release, whose settings are not known here") from None
 
     def check_base(self, fingerprint: str, directory: Path) -> None:
         """Raises a UserError unless these weights, those in `directory`, are what the run started from."""
@@ -303,7 +307,8 @@ def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
-    return metrics["loss"]
+    """The loss; what is not a number is worse than all, and would confuse Orbax's sorting."""
+    return metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
 
 
 def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:

@@ -304,7 +304,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         root, precision = Path(config.weights), config.matmul_precision
         decoder = sampling.Decoder.load(root, config.model, latent_dim, precision, mesh)
         listener = listening.Listener(config.samples, network, decoder, features, data.validation_rows, workdir, mesh)
-        periodic = trainer.Periodic(config.samples.every, listener.act)
+        periodic = trainer.Periodic(config.samples.every, listener.act, listener.done)
     if dry_run:
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
             if checkpoints.latest_step is not None:

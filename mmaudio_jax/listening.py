@@ -119,7 +119,10 @@ def _decode(
 def _clips(features: Mixture, rows: Sequence[int], root: str) -> dict[int, clips.Clip]:
     """The clip of each row, as the table of its set tells."""
     located = {row: features.locate(row) for row in rows}
-    tables = {place: clips.read_clips(features.sets[place].table.path, root) for place, _ in located.values()}
+    tables = {
+        place: clips.read_clips(features.sets[place].table.path, root)
+        for place in {place for place, _ in located.values()}
+    }
     return {row: tables[place][within] for row, (place, within) in located.items()}
 
 
@@ -152,8 +155,9 @@ class Listener:
         """
         self._config, self._features, self._decoder = config, features, decoder
         self._folder, self._mesh, self._mel = workdir / FOLDER, mesh, mel.PRESETS[decoder.mode.name]
-        rows = [int(row) for row in rows[: config.count]]
         ids, captions = features.ids, features.captions
+        distinct = {ids[row].replace("/", "_"): int(row) for row in reversed(rows)}  # one a file name: the first
+        rows = sorted(distinct.values())[: config.count]
         found = _clips(features, rows, config.root) if config.root else {}
         self._prompts = [Prompt(ids[row], captions[row], seed, found.get(row)) for seed, row in enumerate(rows)]
 
@@ -162,6 +166,10 @@ class Listener:
         noise = sampling.initial_noise(range(len(rows)), *features.metadata.shapes["mean"])
         self._noise = self._put(np.asarray(noise))
         self._graphdef, self._frozen = network.graphdef, network.frozen
+
+    def done(self, step: int) -> bool:
+        """Whether the sounds of a step have been written."""
+        return (self._folder / f"{step:06d}").exists()
 
     def act(self, step: int, trained: trees.Params, writer) -> None:
         """Generates with the leaves as they are trained, and shows what comes of it; every process must take part."""

@@ -57,6 +57,10 @@ class LoRAConfig:
                 raise UserError(f"lora.{name} is {alpha}; it must be positive")
         if not 0 <= self.dropout < 1:
             raise UserError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
+        if self.start == "":
+            raise UserError("lora.start is empty; name a run, or leave it out")
+        if len(set(self.targets)) < len(self.targets):
+            raise UserError(f"lora.targets is {self.targets}; name each target once")
         if not self.targets:
             raise UserError(f"lora.targets is empty; name some of {', '.join(self.patterns)}")
         for name in self.targets:

@@ -73,6 +73,7 @@ class LoopConfig:
             raise UserError(f"config.seed is {self.seed}; it must lie in [0, 2³²)")
         if self.wandb == "":
             raise UserError("config.wandb is empty; name a project of Weights & Biases, or leave it out")
+        boards.check_wandb(self.wandb)
 
     @property
     def step_size(self) -> int:
@@ -102,10 +103,17 @@ class Data(Protocol):
 
 
 class Periodic(NamedTuple):
-    """Something that is done before training, every so many steps, and at the end: (step, trained leaves, writer)."""
+    """Something that is done before the first step, every so many steps, and at the end.
+
+    Attributes:
+        every: steps.
+        act: does it, with (step, trained leaves, writer), in every process.
+        done: whether it has been done at a step, asked in the main process: what a killed run left out is made up.
+    """
 
     every: int
     act: Callable[[int, trees.Params, Any], None]
+    done: Callable[[int], bool]
 
 
 def train(
@@ -141,7 +149,6 @@ def train(
     Raises:
         UserError: the workdir is another run's or in use, or too many steps in a row had no finite gradient.
     """
-    boards.check_wandb(config.wandb)
     with contextlib.ExitStack() as stack:
         stop_asked = stack.enter_context(distributed.stop_requests())
         stack.enter_context(_alone_in(workdir))
@@ -195,11 +202,11 @@ class _Run:
         averages = config.ema.sigma_rels if config.ema else ()
         abstract = train_step.abstract_state(trained, self._optimizer, self._mesh, averages)
         self._checkpoints, self._stack = checkpoints, stack
+        if checkpoints.latest_step is not None:  # these leaves would lie beside those that are restored
+            jax.tree.map(lambda leaf: leaf.delete(), trained)
         self._state, self._progress = checkpoints.restore(abstract)
         if self._state is None:
             self._state = train_step.initial_state(trained, self._optimizer, self._mesh, averages)
-        else:  # theirs would lie beside the state's
-            jax.tree.map(lambda leaf: leaf.delete(), trained)
         self._start = int(self._state["step"])
         if self._start:
             done = " and so is finished" if self.finished else ""
@@ -213,9 +220,19 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
-        step = int(self._state["step"])
-        return step >= self._config.num_steps or self._out_of_patience
+        """Whether there is nothing left to do."""
+        return self._trained and not self._is_due(self._start, last=True)
+
+    @property
+    def _trained(self) -> bool:
+        """Whether the last step has been made."""
+        return int(self._state["step"]) >= self._config.num_steps or self._out_of_patience
+
+    def _is_due(self, step: int, last: bool) -> bool:
+        """Whether what is done now and then is to be done at this step, and has not been."""
+        if self._periodic is None or (step % self._periodic.every and not last):
+            return False
+        return distributed.anywhere(distributed.is_main() and not self._periodic.done(step))
 
     @property
     def _out_of_patience(self) -> bool:
@@ -228,19 +245,23 @@ class _Run:
         batches = train_step.micro_batched(stream, config.accumulation, self._mesh)
         if self._start == 0:
             self._validate(0)
-            self._act(0)
-        distributed.say("the first step is compiled first, which can take a minute")
-        for step in range(self._start + 1, config.num_steps + 1):
+        if self._is_due(self._start, self._trained):
+            self._periodic.act(self._start, self._state["params"], self._writer)
+        end = self._start if self._trained else config.num_steps
+        if self._start < end:
+            distributed.say("the first step is compiled first, which can take a minute")
+        for step in range(self._start + 1, end + 1):
             with self._clock.waiting():
                 batch = next(batches)
             with jax.transfer_guard("disallow"):
                 self._state, measures = self._train_step(self._state, self._network.frozen, batch, self._train_key)
             self._pending.append((step, measures))
             if step == self._start + 1:  # it is compiled
+                jax.block_until_ready(measures)
                 self._clock.start(step)
             last, stop = step == config.num_steps, stop_asked(step)
-            if step % config.log_every == 0 or last or stop:
-                self._log(step)
+            if step % config.log_every == 0 or step % config.eval_every == 0 or last or stop:
+                self._log(step)  # also before a save: who goes on from it starts with none pending
             self._writer.progress(step)
             loss = None
             if step % config.eval_every == 0 or last:
@@ -253,19 +274,17 @@ class _Run:
             if loss is not None or stop:
                 with self._pause():
                     self._save(step, loss)
-            if self._periodic and (step % self._periodic.every == 0 or last):
+            if self._is_due(step, last) and not stop:  # who goes on from here makes it up
                 with self._pause():
-                    self._act(step)
+                    self._periodic.act(step, self._state["params"], self._writer)
             if last:
                 break
             if stop:
                 distributed.say(f"told to stop: step {step} is saved; start the same command again to go on")
                 return START_AGAIN
-        if self._pending:  # the run ended before its time
-            self._log(step)
         if self._out_of_patience:
             distributed.say(
-                f"stopped at step {step}: {config.patience} validations brought no loss below the "
+                f"stopped at step {int(self._state['step'])}: {config.patience} validations brought no loss below the "
                 f"{self._progress.best_loss:.4f} of step {self._progress.best_step}"
             )
         return 0
@@ -276,10 +295,6 @@ class _Run:
         jax.block_until_ready(self._state["step"])
         with self._clock.stopped():
             yield
-
-    def _act(self, step: int) -> None:
-        if self._periodic:
-            self._periodic.act(step, self._state["params"], self._writer)
 
     def _log(self, step: int) -> None:
         """Fetches the measures of the steps since the last line, and so waits for them."""

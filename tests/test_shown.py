@@ -73,16 +73,18 @@ def steps(rows, tag):
 def shown(tmp_path_factory, one_device):
     """(workdir, rows of metrics.jsonl, steps that something else was done at) of a whole run."""
     workdir, acted = tmp_path_factory.mktemp("shown") / "run", []
-    act = trainer.Periodic(4, lambda step, params, writer: acted.append((step, sorted(params))))
+    act = trainer.Periodic(
+        4, lambda step, params, writer: acted.append((step, sorted(params))), lambda step: step in dict(acted)
+    )
     return workdir, train(workdir, one_device, act), acted
 
 
 def test_each_interval_is_its_own_key(shown, tmp_path, one_device):
     _, rows, acted = shown
-    assert steps(rows, "train/loss") == [2, 4, 6] and steps(rows, "validation/loss") == [0, 3, 6]
+    assert steps(rows, "train/loss") == [2, 3, 4, 6] and steps(rows, "validation/loss") == [0, 3, 6]
     assert acted == [(step, ["layer.bias", "layer.kernel"]) for step in (0, 4, 6)]
     rows = train(tmp_path / "run", one_device, log_every=5, eval_every=4)
-    assert steps(rows, "train/loss") == [5, 6] and steps(rows, "validation/loss") == [0, 4, 6]
+    assert steps(rows, "train/loss") == [4, 5, 6] and steps(rows, "validation/loss") == [0, 4, 6]
 
 
 def test_a_measure_over_t_is_a_list_a_plot_and_an_image(shown):
@@ -105,7 +107,7 @@ def test_mfu_is_the_share_of_full_speed(shown):
         if "train/mfu" in row:
             assert row["train/mfu"] == pytest.approx(row["train/samples_per_second"] / FULL_SPEED, rel=1e-6)
     board = EventAccumulator(str(shown[0] / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("train/mfu")] == steps(shown[1], "train/mfu") == [2, 4, 6]
+    assert [event.step for event in board.Scalars("train/mfu")] == steps(shown[1], "train/mfu") == [2, 3, 4, 6]
 
 
 def test_a_transfer_that_nobody_asked_for_stops_the_run(tmp_path, one_device, monkeypatch):
@@ -155,7 +157,7 @@ def test_weights_and_biases_gets_what_tensorboard_does(tmp_path, one_device, mon
         if step == 5 and wandb.begun == wandb.begun[:1]:
             raise KeyboardInterrupt  # a run that is stopped
 
-    periodic = trainer.Periodic(5, act)
+    periodic = trainer.Periodic(5, act, lambda step: False)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", one_device, periodic, wandb="mine")
     rows = train(tmp_path / "run", one_device, periodic, wandb="mine")

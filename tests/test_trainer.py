@@ -1,5 +1,6 @@
 """The training loop on a network of its own: nothing in it is MMAudio's. A linear layer learns with a LoRA."""
 
+import dataclasses
 import json
 import math
 
@@ -167,11 +168,38 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
 
 def test_a_periodic_act_sees_the_leaves_before_training_at_its_steps_and_at_the_end(tmp_path):
     seen = {}
-    periodic = trainer.Periodic(
-        3, lambda step, params, writer: seen.update({step: float(params["layer.lora_b"].sum())})
-    )
-    train(tmp_path / "run", periodic=periodic)
+
+    def act(step, params, writer):
+        if step in kill:
+            kill.remove(step)
+            raise KeyboardInterrupt
+        assert step not in seen
+        seen[step] = float(params["layer.lora_b"].sum())
+
+    periodic, kill = (
+        trainer.Periodic(3, act, lambda step: step in seen),
+        [3, 8],
+    )  # stopped in the middle, and at the end
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", periodic=periodic, eval_every=3)
+    assert list(seen) == [0, 3, 6]
+    train(tmp_path / "run", periodic=periodic, eval_every=3)
+    train(tmp_path / "run", periodic=periodic, eval_every=3)
     assert list(seen) == [0, 3, 6, 8] and len(set(seen.values())) == 4
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path):
+    class Spoilt(Examples):
+        def validation(self):
+            self.passes = getattr(self, "passes", 0) + 1
+            yield self.batch(10**6, spoilt=self.passes == 4)
+
+    train(tmp_path / "run", Spoilt(), optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=10.0))
+    losses = lines(tmp_path / "run", "validation/loss")
+    assert losses[6] is None
+    best = min((2, 4, 8), key=losses.get)
+    assert checkpoint.load_adapter(tmp_path / "run@best").step == best
 
 
 @pytest.mark.parametrize(
