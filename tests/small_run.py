@@ -14,7 +14,13 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
 STEPPING = "the first step is compiled first"  # what the trainer says when it has restored all, and begins
-TIMES = {"time", "train/samples_per_second", "train/data_wait", "train/seconds_left"}  # of no two runs the same
+TIMES = {
+    "time",
+    "train/samples_per_second",
+    "train/mfu",
+    "train/data_wait",
+    "train/seconds_left",
+}  # of no two runs the same
 KINDS = ("checkpoints", "ema")  # folders of checkpoints in a workdir
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
 

@@ -168,6 +168,7 @@ def test_the_wrong_vae_is_refused(small_weights, tmp_path):
 def test_an_adapter_changes_the_network_and_belongs_to_its_base(small_weights):
     base = weights.load(small_weights / "small_16k", "mmaudio")
     config = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "targets": ["qkv"], "patterns": {"qkv": r".*\.attn\.qkv"}}
+    config |= {"rslora": False, "ranks": {}, "alphas": {}, "start": None}
     path = "fused_blocks.0.attn.qkv"
     a, b = (jax.random.normal(jax.random.key(0), shape) for shape in ((64, 2), (2, 192)))
     stored = {
