@@ -64,9 +64,10 @@ def training(
     accumulation: int = 1,
     averages: Sequence[float] = (),
     unroll: bool | None = None,
+    remat: str = "none",
 ):
     """(the jitted training step, the shapes of its arguments on the mesh); `adapter` None trains all weights."""
-    network = nnx.eval_shape(lambda: MMAudio(config, rngs=trees.UNDRAWN, dtype=dtype))
+    network = nnx.eval_shape(lambda: MMAudio(config, rngs=trees.UNDRAWN, dtype=dtype, remat=remat))
     if adapter:
         lora.insert(network, adapter, rngs=nnx.Rngs(1))
     graphdef, leaves = trees.split(network)
