@@ -156,8 +156,10 @@ class Listener:
         self._config, self._features, self._decoder = config, features, decoder
         self._folder, self._mesh, self._mel = workdir / FOLDER, mesh, mel.PRESETS[decoder.mode.name]
         ids, captions = features.ids, features.captions
-        distinct = {ids[row].replace("/", "_"): int(row) for row in reversed(rows)}  # one a file name: the first
-        rows = sorted(distinct.values())[: config.count]
+        first: dict[str, int] = {}  # of each file name
+        for row in rows:
+            first.setdefault(ids[row].replace("/", "_"), int(row))
+        rows = list(first.values())[: config.count]
         found = _clips(features, rows, config.root) if config.root else {}
         self._prompts = [Prompt(ids[row], captions[row], seed, found.get(row)) for seed, row in enumerate(rows)]
 
