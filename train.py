@@ -26,7 +26,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
             sys.exit(f"error: {rest[1]!r} is no flag; settings are given as --config.KEY=VALUE")
         CONFIG.value.to_dict()  # a config file that could not be loaded says so only when it is read
         return rest
-    except AttributeError as error:  # a locked config's answer to a key that it does not have
+    except (AttributeError, KeyError) as error:  # a locked config's answer to a key that it does not have
         cause = error.args[0]
         text = str(cause.args[0] if isinstance(cause, Exception) else cause)
         asked = re.search(r"'([^']*)'", text)
@@ -51,6 +51,8 @@ def main(_) -> int:
     """Hands the config over to the experiment."""
     from mmaudio_jax import config, distributed, experiment
 
+    if not WORKDIR.value:
+        raise errors.UserError("--workdir is empty; name the folder of the run")
     distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     train_config = config.from_mapping(experiment.TrainConfig, CONFIG.value.to_dict())
     return experiment.run(train_config, Path(WORKDIR.value), DRY_RUN.value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -286,6 +287,8 @@ def _newest_whole(steps: Sequence[int], load: Callable[[int], Any]) -> Any:
 @contextlib.contextmanager
 def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
     """The manager of a run, and the steps that are meant, newest first."""
+    if not workdir.name:
+        raise UserError("no training run is named: the folder is empty")
     name, _, chosen = workdir.name.rpartition("@") if not workdir.exists() else (workdir.name, "", "")
     workdir = workdir.with_name(name or workdir.name)
     if not (workdir / FOLDER).is_dir():
@@ -314,7 +317,13 @@ def _loss(metrics: Mapping[str, float]) -> float:
 def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     handlers |= {name: ocp.JsonCheckpointHandler() for name in ("run", "progress", "checksums")}
-    return ocp.CheckpointManager((workdir / folder).absolute(), options=options, item_handlers=handlers)
+    try:
+        return ocp.CheckpointManager((workdir / folder).absolute(), options=options, item_handlers=handlers)
+    except json.JSONDecodeError as error:  # it reads the losses of all checkpoints at once
+        raise UserError(
+            f"{workdir / folder} has a checkpoint whose metrics are damaged ({error}): remove the one whose file "
+            "metrics/metrics is empty or cut off"
+        ) from None
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
@@ -338,7 +347,7 @@ def _restore_local(manager: ocp.CheckpointManager, step: int, name: str | None =
 
 
 def _reading(manager: ocp.CheckpointManager, step: int):
-    return reading(manager.directory / str(step), "choose another --workdir, or start again")
+    return reading(manager.directory / str(step), "use the one before it, as RUN@STEP")
 
 
 def _read_json(manager: ocp.CheckpointManager, step: int, item: str) -> dict[str, Any]:

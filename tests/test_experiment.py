@@ -148,6 +148,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
     assert all((again[path] == whole[path]).all() for path in whole)
 
 
+def test_damaged_losses_and_a_run_without_a_name_are_one_sentence(small_config, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "4" / "metrics").iterdir():
+        file.write_bytes(b"")
+    for read in (lambda: train(small_config, tmp_path / "run"), lambda: checkpoint.load_adapter(tmp_path / "run@best")):
+        with pytest.raises(UserError, match="a checkpoint whose metrics are damaged"):
+            read()
+    with pytest.raises(UserError, match="no training run is named"):
+        checkpoint.load_adapter(Path(""))
+
+
 def test_without_a_whole_checkpoint_nothing_is_begun_anew(small_config, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     for step in (2, 4):
@@ -294,6 +305,8 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
     ("flags", "message"),
     [
         (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
+        (["--config.loraa.rank=3"], "no such config key: loraa; did you mean lora?"),
+        (["--workdir="], "--workdir is empty; name the folder of the run"),
         (["--config.lora.ranks={'mlp': 8}"], "lora.ranks names 'mlp', which is not in lora.targets: qkv"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),
         (["--config.batch_size=x"], "flag --config.batch_size=x: invalid literal"),
