@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mmaudio_jax import errors, numerics
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.flow_matching import MAX_GUIDANCE
 from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION, ROUNDING, SYNC_FPS, lengths
 
-MAX_GUIDANCE = 100.0
 MAX_PROMPT_NAME = 60  # characters of a prompt that become a file name
 
 

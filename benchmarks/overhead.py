@@ -37,7 +37,7 @@ class Steps:
         mesh = workload.one_device()
         self._step, shapes = workload.training(PRESETS[model], batch_size, dtype, mesh, averages=averages)
         self._state, *self._rest = workload.filled(shapes)
-        self._writer = MetricWriter(workdir, 0, 10**6)
+        self._writer = MetricWriter(workdir, 0, 10**6, None, {})
         self._checkpoints, self._snapshots = RunCheckpoints(workdir, {}), Snapshots(workdir, 0)
         self._at = 0
 

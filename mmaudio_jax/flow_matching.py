@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Key
 
 Velocity = Callable[[Float[Array, "b n z"], Float[Array, " b"]], Float[Array, "b n z"]]
 
+MAX_GUIDANCE = 100.0  # of strength; what is asked for beyond it is a slip of the hand
+
 
 def interpolate(x0: Float[Array, "b n z"], x1: Float[Array, "b n z"], t: Float[Array, " b"]) -> Float[Array, "b n z"]:
     """The point at time t on the straight path from noise x0 to data x1."""

@@ -19,11 +19,11 @@ from mmaudio_jax.data import audio, clips, media, mel
 from mmaudio_jax.data.mixture import Mixture
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
+from mmaudio_jax.flow_matching import MAX_GUIDANCE
 from mmaudio_jax.sequence import lengths
 from mmaudio_jax.trainer import Network
 
 FOLDER = "samples"  # of a workdir
-MAX_GUIDANCE = 100.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,12 +100,10 @@ class MetricWriter:
         start_step: where the run goes on; what an interrupted run had written after it is dropped.
         num_steps: the run's end, for the remaining time.
         wandb: the Weights & Biases project that gets it all as well, or None.
-        settings: the run's config, for that project.
+        settings: what the run is, for that project.
     """
 
-    def __init__(
-        self, workdir: Path, start_step: int, num_steps: int, wandb: str | None = None, settings: Mapping = {}
-    ):
+    def __init__(self, workdir: Path, start_step: int, num_steps: int, wandb: str | None, settings: Mapping[str, Any]):
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
         if self._path.exists():
             self._truncate(start_step)

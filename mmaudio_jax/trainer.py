@@ -208,6 +208,7 @@ class _Run:
         if self._state is None:
             self._state = train_step.initial_state(trained, self._optimizer, self._mesh, averages)
         self._start = int(self._state["step"])
+        self.finished = self._trained and not self._is_due(self._start, last=True)  # nothing is left to do
         if self._start:
             done = " and so is finished" if self.finished else ""
             distributed.say(f"{workdir} has come to step {self._start}{done}")
@@ -217,11 +218,6 @@ class _Run:
         stack.callback(self._writer.close)
         self._snapshots = stack.enter_context(Snapshots(workdir, self._start)) if config.ema else None
         self._clock = Clock(self._start, config.num_steps)
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is nothing left to do."""
-        return self._trained and not self._is_due(self._start, last=True)
 
     @property
     def _trained(self) -> bool:
@@ -274,7 +270,7 @@ class _Run:
             if loss is not None or stop:
                 with self._pause():
                     self._save(step, loss)
-            if self._is_due(step, last) and not stop:  # who goes on from here makes it up
+            if (last or not stop) and self._is_due(step, last):  # who goes on from here makes it up
                 with self._pause():
                     self._periodic.act(step, self._state["params"], self._writer)
             if last:

@@ -9,28 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_trainer
 from flax import nnx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train_step import RECIPE, Toy, toy_batch
 
-from mmaudio_jax import sharding, train_step, trainer, trees
+from mmaudio_jax import train_step, trainer, trees
 from mmaudio_jax.errors import UserError
 
-CONFIG = trainer.LoopConfig(
-    seed=0,
+CONFIG = dataclasses.replace(
+    test_trainer.CONFIG,
     batch_size=8,
     accumulation=2,
     num_steps=6,
     log_every=2,
     eval_every=3,
-    keep_last=1,
-    keep_every=0,
-    patience=0,
-    max_skipped=3,
-    mesh=sharding.MeshConfig(data=1, fsdp=1),
     optimizer=RECIPE,
     ema=None,
-    wandb=None,
 )
 FULL_SPEED = 1e6
 
