@@ -15,6 +15,7 @@ demo: $(VENV)/installed
 B := demo_base
 VARIANT ?= whole
 SCORES := $(B)/$(VARIANT).json
+PART := part-00000-of-00001# of a feature set: it comes to its place when it is whole
 STAND_INS := $(B)/weights/bigvgan_16k# the last of those that are written
 SCRATCH := $(B)/weights/scratch$(if $(filter unaligned,$(VARIANT)),_unaligned)
 ifeq ($(filter $(VARIANT),whole no_sync unaligned),)
@@ -32,17 +33,17 @@ $(B)/clips/clips.tsv: | $(VENV)/installed
 $(B)/held_out/clips.tsv: | $(VENV)/installed
 	$(RUN) -m mmaudio_jax.demo.render --count 128 --seed 11 --out $(B)/held_out
 
-$(B)/features/%: | $(B)/%/clips.tsv $(STAND_INS)
-	$(RUN) -m mmaudio_jax.features --clips $(B)/$*/clips.tsv --root $(B)/$* --weights $(B)/weights --out $@
+$(B)/features/%/$(PART): | $(B)/%/clips.tsv $(STAND_INS)
+	$(RUN) -m mmaudio_jax.features --clips $(B)/$*/clips.tsv --root $(B)/$* --weights $(B)/weights --out $(@D)
 
-$(SCRATCH): $(B)/weights/scratch%: | $(B)/features/clips
+$(SCRATCH): $(B)/weights/scratch%: | $(B)/features/clips/$(PART)
 	$(RUN) -m mmaudio_jax.initialize --model demo_16k$* --data $(B)/features/clips --weights $(B)/weights --out $@
 
 $(B)/weights/$(VARIANT): | $(SCRATCH)
 	$(RUN) train.py --config configs/demo_base.py:$(VARIANT) --workdir $(B)/runs/$(VARIANT)
 	$(RUN) -m mmaudio_jax.merge $(B)/runs/$(VARIANT) --out $@
 
-$(SCORES): | $(B)/weights/$(VARIANT) $(B)/features/held_out
+$(SCORES): | $(B)/weights/$(VARIANT) $(B)/features/held_out/$(PART)
 	$(RUN) -m mmaudio_jax.demo.evaluate --weights $(B)/weights --model $(VARIANT) --data $(B)/features/held_out \
 	    --scenes $(B)/held_out/scenes.json $(if $(filter no_sync,$(VARIANT)),--without_sync) --out $@
 
@@ -57,9 +58,10 @@ lint: $(VENV)/installed
 parity: $(VENV)/installed
 	$(RUN) -m pytest -m parity tests/parity
 
-# A small training run, killed twenty times at random moments, against one that was not.
+# A small training run and a small extraction, killed again and again at random moments, against ones that were not.
 soak: $(VENV)/installed
 	$(RUN) tests/soak.py
+	$(RUN) tests/soak_features.py
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed")'

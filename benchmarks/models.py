@@ -14,7 +14,8 @@ from workload import GIB, memory, timed
 import jax  # isort: skip
 import numpy as np
 
-from mmaudio_jax import features, numerics, sampling, trees, weights
+from mmaudio_jax import numerics, sampling, trees, weights
+from mmaudio_jax.encoders import encode_images, encode_segments, encode_tokens
 from mmaudio_jax.models import bigvgan, clip, mmaudio, synchformer, vae
 from mmaudio_jax.sequence import mode_of
 
@@ -69,9 +70,9 @@ def encoders(dtype) -> None:
     eye = workload.random_weights("clip", clip.PRESETS["clip"])
     motion = workload.random_weights("synchformer", synchformer.PRESETS["synchformer"])
     for network, encode, items in (
-        (eye, features.encode_images, np.ones((1, 384, 384, 3), np.uint8)),
-        (eye, features.encode_tokens, np.ones((1, 77), np.int32)),
-        (motion, features.encode_segments, np.ones((1, 16, 224, 224, 3), np.uint8)),
+        (eye, encode_images, np.ones((1, 384, 384, 3), np.uint8)),
+        (eye, encode_tokens, np.ones((1, 77), np.int32)),
+        (motion, encode_segments, np.ones((1, 16, 224, 224, 3), np.uint8)),
     ):
         graphdef, params = network.graphdef(dtype=dtype), network.cast(dtype).params
         seconds = timed(lambda: encode(graphdef, params, items), 2)[1]  # noqa: B023 - called at once

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt8
 from mmaudio_jax import flow_matching, sampling, trees, weights
 from mmaudio_jax.data import mel
 from mmaudio_jax.data.captions import tokenize
-from mmaudio_jax.features import Encoders
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.models.mmaudio import MMAudio
 from mmaudio_jax.sequence import MODES, SYNC_SEGMENT, AudioMode, lengths, mode_of
 

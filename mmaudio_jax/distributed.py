@@ -55,6 +55,38 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
         raise UserError(f"the processes of the run did not find together: {str(error).splitlines()[0]}") from None
 
 
+def share() -> tuple[int, int]:
+    """(i, n): this is the i-th of n processes that share work out, of which none waits for another.
+
+    The environment tells: elements of a SLURM array, tasks of a SLURM step, or JAX's variables. Nothing is joined, so
+    that the end of one process ends no other. One of several tasks takes a GPU of its own, as when they train; so this
+    is to be called before anything touches a device.
+
+    Raises:
+        UserError: the variables do not go together.
+    """
+    environ = os.environ
+    element, elements = 0, 1
+    try:
+        if "SLURM_STEP_NUM_TASKS" in environ:
+            task, tasks = int(environ["SLURM_PROCID"]), int(environ["SLURM_STEP_NUM_TASKS"])
+        else:
+            task, tasks = int(environ.get("JAX_PROCESS_ID", 0)), int(environ.get("JAX_NUM_PROCESSES", 1))
+        if "SLURM_ARRAY_TASK_ID" in environ:
+            number, elements, first = (int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "COUNT", "MIN"))
+            element = (number - first) // int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the environment does not say which process of how many this is ({error})") from None
+    if not 0 <= element < elements or not 0 <= task < tasks:
+        raise UserError(
+            f"the environment says element {element} of {elements} and task {task} of {tasks}, counted from 0; a SLURM "
+            "array must be numbered without gaps: --array=0-15"
+        )
+    if tasks > 1 and (own := environ.get("JAX_LOCAL_DEVICE_IDS", environ.get("SLURM_LOCALID"))):
+        jax.config.update("jax_cuda_visible_devices", own)
+    return element * tasks + task, elements * tasks
+
+
 def is_main() -> bool:
     """True in the process that prints and writes logs."""
     return jax.process_index() == 0

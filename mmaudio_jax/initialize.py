@@ -17,8 +17,8 @@ from jaxtyping import Float
 from mmaudio_jax import errors, trees, weights
 from mmaudio_jax.data import mixture
 from mmaudio_jax.data.example import FeatureSet
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.experiment import check_fits
-from mmaudio_jax.features import Encoders
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio, MMAudioConfig
 
 

@@ -120,8 +120,7 @@ def _clips(features: Mixture, rows: Sequence[int], root: str) -> dict[int, clips
     """The clip of each row, as the table of its set tells."""
     located = {row: features.locate(row) for row in rows}
     tables = {
-        place: clips.read_clips(features.sets[place].table.path, root)
-        for place in {place for place, _ in located.values()}
+        place: clips.clips_of(features.sets[place].table, root) for place in {place for place, _ in located.values()}
     }
     return {row: tables[place][within] for row, (place, within) in located.items()}
 

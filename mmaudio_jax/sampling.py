@@ -193,7 +193,7 @@ class Pipeline:
             UserError: weights are missing or do not fit together.
         """
         from mmaudio_jax.checkpoint import load_adapter
-        from mmaudio_jax.features import Encoders
+        from mmaudio_jax.encoders import Encoders
 
         flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
         decoder = Decoder.load(root, model, flow.config.latent_dim, precision)

@@ -149,6 +149,18 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     return metadata
 
 
+def read_config(directory: Path, network: str) -> tuple[dict[str, Any], Any]:
+    """(what a weights folder says of itself, the network's config); errors as of `load`."""
+    metadata = read_metadata(directory)
+    found = metadata["network"]
+    if STAND_INS.get(found, found) != network:
+        raise UserError(f"{directory} holds a {found} network where a {network} one is needed")
+    try:
+        return metadata, config_class(found)(**_tuples(metadata["config"]))
+    except TypeError as error:
+        raise UserError(f"{directory / 'metadata.json'} is damaged ({error}); convert the weights again") from None
+
+
 def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = None) -> Weights:
     """Reads a weights folder.
 
@@ -165,16 +177,10 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
     import orbax.checkpoint as ocp
 
     directory = Path(directory)
-    metadata = read_metadata(directory)
+    metadata, config = read_config(directory, network)
     found = metadata["network"]
-    if STAND_INS.get(found, found) != network:
-        raise UserError(f"{directory} holds a {found} network where a {network} one is needed")
     if found in STAND_INS and jax.process_index() == 0:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
-    try:
-        config = config_class(found)(**_tuples(metadata["config"]))
-    except TypeError as error:
-        raise UserError(f"{directory / 'metadata.json'} is damaged ({error}); convert the weights again") from None
     storage = _storage(found, config, dtype)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = sharding.param_shardings(storage, mesh) if mesh else dict.fromkeys(storage, one_device)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from media_files import save_small_videos
 from random_networks import save_random_features, save_random_weights
 
 from convert.conversion import convert
@@ -121,3 +122,9 @@ def small_features(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("features") / "set"
     save_random_features(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_videos(tmp_path_factory) -> Path:
+    """A folder of videos and sounds of about a second, good and bad."""
+    return save_small_videos(tmp_path_factory.mktemp("small_videos") / "videos")

@@ -104,3 +104,17 @@ def decoded(path: Path) -> tuple[list[Fraction], Fraction, list[np.ndarray]]:
 
 def numbers(images: np.ndarray) -> list[int]:
     return [frame_number(image) for image in images]
+
+
+def save_small_videos(root: Path) -> Path:
+    """Three videos of 1.28 s that can be used, and others that cannot, or not by all; returns the folder."""
+    root.mkdir()
+    for i in range(3):
+        write_media(root / f"{i}.mp4", count=32, audio=tone(1.28, 44_100, channels=2, frequency=200.0 * (i + 1)))
+    write_media(root / "mute.mp4", count=32)
+    write_media(root / "silent.mp4", count=32, audio=0 * tone(1.28, 44_100))
+    write_media(root / "short.mp4", count=20, audio=tone(1.28, 44_100))
+    write_media(root / "sound.wav", codec=None, audio=tone(1.28, 44_100), audio_codec="pcm_s16le")
+    write_media(root / "brief.wav", codec=None, audio=tone(0.7, 44_100), audio_codec="pcm_s16le")
+    (root / "text.mp4").write_text("no video")
+    return root

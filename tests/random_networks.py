@@ -10,7 +10,7 @@ from flax import nnx
 from mmaudio_jax import trees, weights
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
-from mmaudio_jax.features import Encoders
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.models.bigvgan import BigVGANConfig
 from mmaudio_jax.models.clip import CLIPConfig
 from mmaudio_jax.models.mmaudio import MMAudioConfig
@@ -18,6 +18,7 @@ from mmaudio_jax.models.synchformer import SynchformerConfig
 from mmaudio_jax.models.vae import VAEConfig
 
 WIDTH = 64
+FIRST_SHARD = "part-00000-of-00001/shard-00000.array_record"  # of a set that is written in one piece
 CERTAINTY = 10.0  # how much the means of latents vary, their standard deviations being about 1: as after training
 
 # leaves that are not drawn: norms and activations as they start in training, and the mel's mean as real sound has it

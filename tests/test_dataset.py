@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import FIRST_SHARD
 
 from mmaudio_jax.data.dataset import split_by_source, training_batches, validation_batches
 from mmaudio_jax.data.example import example_shapes
-from mmaudio_jax.data.records import RECORDS, FeatureWriter, open_features
+from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
 
 SHAPES = example_shapes("16k", 1.0, clip_dim=4, sync_dim=4, text_dim=4)
@@ -105,7 +106,7 @@ def test_a_batch_may_be_larger_than_the_set(features):
 
 def damage(features, folder):
     """A copy of the set in whose record of example 7 one bit is another."""
-    records = shutil.copytree(features.path, folder) / RECORDS
+    records = shutil.copytree(features.path, folder) / FIRST_SHARD
     raw = bytearray(records.read_bytes())
     raw[raw.index(np.full(64, 8, np.float32).tobytes())] ^= 1
     records.write_bytes(raw)

@@ -18,8 +18,9 @@ from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.render import render_clips
 from mmaudio_jax.demo.stand_ins import FOLDERS, save_stand_ins
 from mmaudio_jax.demo.world import BASE_MATERIALS, KINDS
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.features import Encoders, extract
+from mmaudio_jax.extraction import extract
 from mmaudio_jax.sampling import Pipeline
 
 SEEN, MOVED = (-0.13878, 0.03160, 0.16571), (-1.42368, 2.43079, 2.80187)  # of frames of noise
@@ -32,7 +33,7 @@ def held_out(demo_weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("held_out")
     table = render_clips(folder / "clips", SCENES, seed=14, materials=BASE_MATERIALS)
     clips = read_clips(table, table.parent)
-    extract(clips, Encoders(demo_weights), folder / "set", mode="16k", duration=8.0, batch_size=4)
+    extract(clips, Encoders(demo_weights), folder / "set", mode="16k", duration=8.0)
     features = records.open_features(folder / "set")
     return features, evaluate.read_scenes(table.with_name("scenes.json"), features.ids)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_networks import WIDTH
+from random_networks import FIRST_SHARD, WIDTH
 from small_run import ROOT, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,7 +21,7 @@ from configs import lora_16k
 from mmaudio_jax import checkpoint, config, experiment, sharding, trees, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
-from mmaudio_jax.data.records import RECORDS, FeatureWriter
+from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.errors import UserError
 
 SMALL = {"batch_size": 2, "num_steps": 6, "eval_every": 2, "log_every": 2}  # workers, accumulation: as shipped
@@ -264,7 +264,7 @@ def test_a_damaged_example_stops_the_run_before_it_writes_anything(small_config,
     with FeatureWriter(tmp_path / "set", "16k", 1.0, shapes) as writer:
         for i in range(3):
             writer.append({"id": f"{i}", "caption": "x"}, arrays)
-    records = tmp_path / "set" / RECORDS
+    records = tmp_path / "set" / FIRST_SHARD
     content = bytearray(records.read_bytes())
     place = content.rindex(np.ones(shapes["mean"], np.float32).tobytes())
     content[place : place + 4] = np.float32(np.nan).tobytes()

@@ -1,48 +1,27 @@
+import os
 import sys
 
 import jax
 import numpy as np
 import pytest
-from media_files import tone, write_media
-from random_networks import save_random_weights
 
 from mmaudio_jax import features
 from mmaudio_jax.data import mel
 from mmaudio_jax.data.captions import tokenize
-from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.media import read_audio, read_frames
+from mmaudio_jax.data.part import WHOLE
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import read_table, write_table
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.features import Encoders
 
 DURATION = 1.0
 SAMPLES = 16_384  # one second is 31.25 latent frames, rounded up to 32
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small") / "weights"
-    save_random_weights(folder, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoders(weights):
-    return Encoders(weights)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Three videos that can be used and four that cannot."""
-    root = tmp_path_factory.mktemp("videos")
-    for i in range(3):
-        write_media(root / f"{i}.mp4", count=32, audio=tone(1.2, 44_100, channels=2, frequency=200.0 * (i + 1)))
-    write_media(root / "mute.mp4", count=32)
-    write_media(root / "silent.mp4", count=32, audio=0 * tone(1.2, 44_100))
-    write_media(root / "short.mp4", count=20, audio=tone(1.2, 44_100))
-    (root / "text.mp4").write_text("no video")
-    return root
+def encoders(small_weights):
+    return Encoders(small_weights)
 
 
 def row(id, video, **changes):
@@ -50,13 +29,14 @@ def row(id, video, **changes):
 
 
 @pytest.fixture
-def extract(tmp_path, weights, videos, monkeypatch, capsys):
+def extract(tmp_path, small_weights, small_videos, monkeypatch, capsys):
     """Runs the command on a table with these rows; returns (exit code, what it printed on stderr)."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
 
-    def run(*rows, out="set", weights=weights, **options):
+    def run(*rows, out="set", weights=small_weights, **options):
         write_table(tmp_path / "clips.tsv", rows)
-        options = {"duration": DURATION, "batch_size": 4} | options
-        places = {"clips": tmp_path / "clips.tsv", "root": videos, "weights": weights, "out": tmp_path / out}
+        options = {"duration": DURATION, "workers": 0} | options
+        places = {"clips": tmp_path / "clips.tsv", "root": small_videos, "weights": weights, "out": tmp_path / out}
         flags = [f"--{name}={value}" for name, value in (places | options).items()]
         monkeypatch.setattr(sys, "argv", ["features", *flags])
         with pytest.raises(SystemExit) as end:
@@ -66,10 +46,11 @@ def extract(tmp_path, weights, videos, monkeypatch, capsys):
     return run
 
 
-def test_clips_become_a_feature_set(extract, tmp_path, encoders, videos):
+def test_clips_become_a_feature_set(extract, tmp_path, encoders, small_videos):
     rows = [row("b", "0.mp4", original_video="long.mp4"), row("a", "1.mp4"), row("c", "2.mp4", start_time="0.1")]
-    code, _ = extract(*rows)
-    assert code == 0 and not (tmp_path / "set/failed.tsv").exists()
+    code, _ = extract(*rows, workers=1)
+    assert code == 0 and not list(tmp_path.glob("set/*/failed.tsv"))
+    assert [path.name for path in (tmp_path / "set").iterdir()] == [str(WHOLE)]
     found = open_features(tmp_path / "set")
     assert found.ids == ["b", "a", "c"] and found.sources == ["long.mp4", "1.mp4", "2.mp4"]
     assert found.captions == ["sound b", "sound a", "sound c"]
@@ -80,8 +61,8 @@ def test_clips_become_a_feature_set(extract, tmp_path, encoders, videos):
     # each example is what the networks say of that clip alone, here called without the batches and chunks
     clip, synchformer = encoders.clip.weights.module(), encoders.synchformer.weights.module()
     vae = encoders.vae("16k").weights.module()
-    clip_frames, sync_frames = read_frames(videos / "2.mp4", 0.1, 1.0)
-    audio = read_audio(videos / "2.mp4", 0.1, 1.0, 16_000, SAMPLES)
+    clip_frames, sync_frames = read_frames(small_videos / "2.mp4", 0.1, 1.0)
+    audio = read_audio(small_videos / "2.mp4", 0.1, 1.0, 16_000, SAMPLES)
     segments = np.stack([sync_frames[:16], sync_frames[8:24]])[None].astype(np.float32)
     mean, std = jax.jit(vae.encode)(mel.log_mel(audio[None], mel.PRESETS["16k"]))
     expected = {
@@ -112,7 +93,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_written(extract, tmp_path
     assert code == 1
     assert "error: 6 of 9 clips could not be used; the reasons are in" in printed and "Traceback" not in printed
     assert open_features(tmp_path / "set").ids == ["good", "fine", "last"]
-    failed = read_table(tmp_path / "set/failed.tsv")
+    failed = read_table(tmp_path / "set" / str(WHOLE) / "failed.tsv")
     reasons = {entry["id"]: entry["reason"] for entry in failed.rows}
     assert list(reasons) == ["missing", "mute", "silent", "short", "text", "brief"]
     assert failed.rows[0]["title_folder"] == "Storm" and failed.rows[0]["video_path"] == "nowhere.mp4"
@@ -127,35 +108,18 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_written(extract, tmp_path
         assert any(part in reasons[id] for part in reason.split("|")), (id, reasons[id])
 
 
-def test_a_clip_that_no_one_foresaw_costs_only_itself(extract, tmp_path, monkeypatch):
-    read = features.read_media
-
-    def chokes(clip, **args):
-        if clip.id == "odd":
-            raise RuntimeError("no such thing")
-        return read(clip, **args)
-
-    monkeypatch.setattr(features, "read_media", chokes)
-    code, printed = extract(row("good", "0.mp4"), row("odd", "1.mp4"), row("fine", "2.mp4"), row("last", "0.mp4"))
-    assert code == 1 and "error: 1 of 4 clips could not be used" in printed and "Traceback" not in printed
-    assert open_features(tmp_path / "set").ids == ["good", "fine", "last"]
-    (failed,) = read_table(tmp_path / "set/failed.tsv").rows
-    assert failed["id"] == "odd" and failed["reason"].endswith("RuntimeError: no such thing")
-
-
-def test_a_caption_that_is_cut_is_told_once(encoders, tmp_path, videos, capsys):
+def test_a_caption_that_is_cut_is_told_once(extract, tmp_path):
     captions = {"brief": "rain", "long": "rain on a tin roof " * 20, "fits": "rain " * 75}
     rows = [row(id, "0.mp4", caption=caption) for id, caption in captions.items()]
-    clips = [Clip(r["id"], videos / "0.mp4", 0.0, 1.1, r["caption"], i, r) for i, r in enumerate(rows, 2)]
-    features.extract(clips, encoders, tmp_path / "set", mode="16k", duration=DURATION, batch_size=4)
-    told = [line for line in capsys.readouterr().out.splitlines() if "77 tokens" in line]
-    assert len(told) == 1 and "long" in told[0]
+    code, printed = extract(*rows)
+    told = [line for line in printed.splitlines() if "77 tokens" in line]
+    assert code == 0 and len(told) == 1 and "long" in told[0]
     assert open_features(tmp_path / "set").ids == [*captions]
 
 
 def test_at_a_lower_precision_the_latents_stay_as_they_are(extract, tmp_path):
     assert extract(row("a", "0.mp4"), out="auto")[0] == 0
-    assert extract(row("a", "0.mp4"), out="half", dtype="bfloat16", matmul_precision="highest")[0] == 0
+    assert extract(row("a", "0.mp4"), out="half", compute_dtype="bfloat16", matmul_precision="highest")[0] == 0
     full, half = (open_features(tmp_path / name)[0] for name in ("auto", "half"))
     for name in ("mean", "std"):
         np.testing.assert_allclose(half[name], full[name], rtol=1e-5, atol=1e-6)
@@ -171,51 +135,60 @@ def test_when_no_clip_can_be_used_only_the_reasons_remain(extract, tmp_path):
     assert read_table(tmp_path / "set.failed.tsv").rows[1]["id"] == "silent"
 
 
-def test_a_bad_command_is_one_sentence_before_any_work(extract, tmp_path, weights):
+def test_a_bad_command_is_one_sentence_before_any_work(extract, tmp_path):
     (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "note.txt").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metadata.json").write_text('{"schema_version": 1}')
     good = row("a", "0.mp4")
     for message, call in {
-        "there exists already": lambda: extract(good, out="there"),
+        "there exists already and is no feature set": lambda: extract(good, out="there"),
+        "old exists already and is no feature set of this release": lambda: extract(good, out="old"),
         "there are no weights in": lambda: extract(good, weights=tmp_path / "none"),
         "rows 2 and 3 have the same id 'a'": lambda: extract(good, good),
         "a duration of 0.2 s is not possible": lambda: extract(good, duration=0.2),
-        "--batch_size is 0": lambda: extract(good, batch_size=0),
+        "--workers is -1": lambda: extract(good, workers=-1),
+        "--shard is '4/4'; it must be I/N with I from 0 to N - 1": lambda: extract(good, shard="4/4"),
+        "--shard is '1-4'": lambda: extract(good, shard="1-4"),
         "vae_44k": lambda: extract(good, mode="44k"),
     }.items():
         code, printed = call()
         assert code == 1 and message in printed and printed.count("\n") == 1, printed
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.tsv", "there"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.tsv", "old", "there"]
 
 
-def test_the_vae_of_another_mode_is_refused(weights, tmp_path):
-    (tmp_path / "vae_44k").symlink_to(weights / "vae_16k")
-    with pytest.raises(UserError, match="20 latent channels and 80 mel bins, 44k has 40 and 128"):
-        Encoders(tmp_path).vae("44k")
+SLURM = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 
 
-def test_chunks_change_nothing_and_few_shapes_are_compiled(encoders, monkeypatch):
-    captions = ["rain", "a dog barks twice", ""]
-    whole = encoders.encode_captions(captions)
-    compiled = features.encode_tokens._cache_size()
-    assert np.array_equal(encoders.encode_captions([*captions, "wind"])[:3], whole)
-    assert features.encode_tokens._cache_size() == compiled
-    monkeypatch.setattr(features, "CAPTIONS", 2 * features.CPU_SHARE)
-    np.testing.assert_allclose(encoders.encode_captions(captions), whole, atol=1e-5)
+def array(number, count, first=0, **more):
+    return {"SLURM_ARRAY_TASK_ID": number, "SLURM_ARRAY_TASK_COUNT": count, "SLURM_ARRAY_TASK_MIN": first} | more
 
 
-def test_clips_are_read_ahead_in_order_and_not_further(tmp_path):
-    clips = [Clip(str(i), tmp_path, 0.0, 1.0, "c", i, {}) for i in range(9)]
-    started = []
-
-    def read(clip):
-        started.append(clip.id)
-        if clip.id == "3":
-            raise UserError("no")
-        return clip.id
-
-    seen = []
-    for clip, future in features.read_ahead(clips, read, ahead=2):
-        seen.append(clip.id)
-        assert len(started) <= int(clip.id) + 3
-        assert future.exception() if clip.id == "3" else future.result() == clip.id
-    assert seen == [clip.id for clip in clips]
+@pytest.mark.parametrize(
+    ("environment", "share"),
+    [
+        ({}, (0, 1)),
+        (SLURM, (0, 1)),
+        (array(3, 4), (3, 4)),
+        (array(4, 4, 1) | SLURM, (3, 4)),
+        (array(6, 4, 0, SLURM_ARRAY_TASK_STEP="2"), (3, 4)),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (5, 8)),
+        (array(1, 2) | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5"}, (13, 16)),
+        ({"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"}, (2, 3)),
+        (array(7, 2, 1), "number|a SLURM array must be numbered without gaps"),
+        ({"SLURM_ARRAY_TASK_ID": "3"}, "does not say which process .*SLURM_ARRAY_TASK_COUNT"),
+        ({"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "3"}, "task 3 of 3, counted from 0"),
+        ({"JAX_NUM_PROCESSES": "many"}, "does not say which process"),
+    ],
+)
+def test_the_environment_says_which_part_it_is(environment, share, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "JAX_NUM_PROC", "JAX_PROCESS"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    if isinstance(share, str):
+        with pytest.raises(UserError, match=share):
+            features.part_name(None)
+    else:
+        assert features.part_name(None) == share
+        assert features.part_name("1/5") == (1, 5)

@@ -15,8 +15,8 @@ from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.stand_ins import save_stand_ins
+from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.features import Encoders
 
 
 def train(config, workdir, dry_run=False):

@@ -10,11 +10,13 @@ from flax import nnx
 
 from mmaudio_jax import lora, objective, optim, train_step, trees, weights
 from mmaudio_jax.data.clips import read_clips
+from mmaudio_jax.decoding import read_media
 from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.render import render_clips
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 from mmaudio_jax.demo.world import NEW_MATERIAL
-from mmaudio_jax.features import Encoders, encode, read_media
+from mmaudio_jax.encoders import Encoders
+from mmaudio_jax.extraction import encode
 from mmaudio_jax.models.mmaudio import MMAudio
 
 CLIPS, STEPS, BATCH = 4, 150, 8
@@ -32,7 +34,8 @@ def examples(tmp_path_factory):
     save_stand_ins(folder / "weights")
     table = render_clips(folder / "clips", CLIPS, seed=15, materials=[NEW_MATERIAL])
     clips = read_clips(table, table.parent)
-    arrays = encode(Encoders(folder / "weights"), clips, [read_media(clip, "16k", 8.0) for clip in clips], "16k")
+    encoders = Encoders(folder / "weights")
+    arrays = [encode(encoders, clip, read_media(clip, "16k", 8.0), "16k") for clip in clips]
     return {name: np.stack([a[name] for a in arrays]) for name in arrays[0]}
 
 

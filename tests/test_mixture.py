@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_networks import FIRST_SHARD
 
 from mmaudio_jax.data import mixture
 from mmaudio_jax.data.dataset import split_by_source, training_batches
 from mmaudio_jax.data.example import VIDEO, example_shapes
-from mmaudio_jax.data.records import RECORDS, FeatureWriter, open_features
+from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
 
 
@@ -151,9 +152,9 @@ def test_memory_maps_of_the_published_tools_mix_with_and_without_video():
 
 def test_a_damaged_example_names_its_set(folder, tmp_path):
     path = write(tmp_path / "bad", 2)
-    raw = bytearray((path / RECORDS).read_bytes())
+    raw = bytearray((path / FIRST_SHARD).read_bytes())
     raw[raw.index(np.full(8, 2, np.float32).tobytes())] ^= 1
-    (path / RECORDS).write_bytes(raw)
+    (path / FIRST_SHARD).write_bytes(raw)
     with pytest.raises(UserError, match=r"the feature set .*bad is damaged at row 3 of clips.tsv \(id 'clip1'\)"):
         mixture.open_mixture(f"{folder}/films, {path}").check()
 

@@ -1,14 +1,22 @@
+import contextlib
 import json
+import pickle
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import FIRST_SHARD
 
-from mmaudio_jax.data.example import check_arrays, example_shapes
-from mmaudio_jax.data.records import RECORDS, FeatureWriter, open_features
+from mmaudio_jax.data import part
+from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
+from mmaudio_jax.data.part import PartName, PartWriter
+from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
 
 SHAPES = example_shapes("16k", 1.0, clip_dim=8, sync_dim=6, text_dim=4)
+WHOLE = str(part.WHOLE)
 
 
 def arrays(seed: int, shapes=SHAPES) -> dict[str, np.ndarray]:
@@ -41,6 +49,8 @@ def test_what_is_written_is_read_bit_for_bit(written):
     for name, array in arrays(0).items():
         assert features[0][name].dtype == np.float32 and np.array_equal(features[0][name], array)
     assert features[0]["has_video"] and features[0]["has_text"]
+    assert features[0]["latents"] == 32 and features[0]["latents"].dtype == np.int32
+    features.check_shards()
 
 
 def test_absent_conditions_are_zeros_and_say_so(written):
@@ -75,7 +85,7 @@ def test_lengths_are_those_of_the_published_table():
         ("text_f", np.zeros_like, "text_f has a row of zeros"),
         ("std", lambda a: -a, "std has values that are not positive"),
         ("sync_f", lambda a: a[:-1], r"sync_f is float32 \(15, 6\), not float32 \(16, 6\)"),
-        ("clip_f", lambda a: a.astype(np.float64), "clip_f is float64"),
+        ("clip_f", lambda a: a.astype(np.float64), "clip_f is (float64|stored as F64)"),
     ],
 )
 def test_a_damaged_example_is_refused_when_written_and_when_read(name, fault, message, tmp_path, monkeypatch):
@@ -85,8 +95,8 @@ def test_a_damaged_example_is_refused_when_written_and_when_read(name, fault, me
         with pytest.raises(ValueError, match=message):
             writer.append({"id": "bad"}, bad)
         assert len(writer) == 1
-        monkeypatch.setattr("mmaudio_jax.data.records.check_arrays", lambda *_: None)
-        writer.append({"id": "bad"}, bad)
+        monkeypatch.setattr("mmaudio_jax.data.part.check_arrays", lambda *_: None)
+        writer.append({"id": "bad", "caption": "a"}, bad)
     features = open_features(tmp_path / "set")
     features[0]
     with pytest.raises(UserError, match=rf"set is damaged at row 3 of clips.tsv \(id 'bad'\): {message}"):
@@ -98,6 +108,9 @@ def test_an_example_has_a_latent_and_both_video_features_or_none():
         check_arrays(without(arrays(0), "std"), SHAPES)
     with pytest.raises(ValueError, match="sync_f is missing"):
         check_arrays(without(arrays(0), "sync_f"), SHAPES)
+    for latents in (np.int32(0), np.int32(33), np.int64(3), np.array([3], np.int32)):
+        with pytest.raises(ValueError, match="latents is int.*not an int32 from 1 to 32"):
+            check_arrays(arrays(0) | {"latents": latents}, SHAPES)
     with pytest.raises(ValueError, match="extra does not belong"):
         check_arrays(arrays(0) | {"extra": np.ones((1, 1), np.float32)}, SHAPES)
 
@@ -122,34 +135,150 @@ def test_a_damaged_set_is_one_sentence(written, tmp_path):
 
     def metadata(**changes):
         def edit(path):
-            content = json.loads((path / "metadata.json").read_text())
-            (path / "metadata.json").write_text(json.dumps(content | changes))
+            file = path / WHOLE / "metadata.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
         return edit
 
     def flip(path):
-        raw = bytearray((path / RECORDS).read_bytes())
+        raw = bytearray((path / FIRST_SHARD).read_bytes())
         raw[2000] ^= 255
-        (path / RECORDS).write_bytes(raw)
+        (path / FIRST_SHARD).write_bytes(raw)
 
     for edit, message in [
-        (metadata(schema_version=9), "schema version 9, this release reads 1"),
+        (metadata(schema_version=9), "schema version 9, this release reads 2"),
         (metadata(duration=2.0), "shapes are not those of 2 s at 16k"),
-        (metadata(mode="8k"), "does not describe a feature set"),
-        (metadata(count=4), "has 4 examples but .* has 3 rows"),
-        (lambda path: (path / "metadata.json").write_text("{"), "does not describe a feature set"),
-        (lambda path: (path / "clips.tsv").unlink(), "there is no table"),
-        (lambda path: (path / RECORDS).unlink(), "0 records can be read of the 3"),
-        (lambda path: (path / RECORDS).write_bytes((path / RECORDS).read_bytes()[:9000]), "records can be read"),
+        (metadata(mode="8k"), "does not describe a part of a feature set"),
+        (metadata(count=4), "its shards have not 4 examples"),
+        (metadata(dtype="float16"), "its dtype is 'float16'"),
+        (metadata(shards=[{"name": "../a", "count": 3, "bytes": 1, "sha256": ""}]), "names of their own"),
+        (lambda path: (path / WHOLE / "metadata.json").write_text("{"), "does not describe a part of a feature set"),
+        (lambda path: (path / WHOLE / "clips.tsv").unlink(), "there is no table"),
+        (lambda path: (path / FIRST_SHARD).unlink(), "shard-00000.array_record is missing"),
+        (lambda path: (path / FIRST_SHARD).write_bytes(b"short"), "has 5 bytes, .* were written"),
+        (lambda path: (path / WHOLE).rename(path / "part-00001-of-00002"), "lacks part-00000-of-00002; .*--shard 0/2`"),
+        (lambda path: (path / "part-00001-of-00002").mkdir(), "has parts of a set of [12] and of [12]; remove"),
+        (
+            lambda path: (path / WHOLE / "metadata.json").rename(path / "metadata.json"),
+            "schema version 1, this .* reads 2",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             open_features(broken(edit))
-    with pytest.raises(UserError, match=rf"\(id 'whole'\): its record in {RECORDS} cannot be read"):
-        [*open_features(broken(flip))]
+    flipped = open_features(broken(flip))
+    with pytest.raises(UserError, match=r"\(id 'whole'\): its record in shard-00000.array_record cannot be read"):
+        flipped.check()
+    with pytest.raises(
+        UserError, match=r"shard-00000.array_record has another content than was written; copy it again"
+    ):
+        flipped.check_shards()
+    (written / WHOLE / "clips.tsv").write_text("id\tcaption\na\tb\n")
+    with pytest.raises(UserError, match="has 3 examples but .*clips.tsv has 1 rows"):
+        open_features(written).ids  # noqa: B018
+    with pytest.raises(UserError, match=f"is one part of a feature set; give the folder that holds it, {written}"):
+        open_features(written / WHOLE)
     with pytest.raises(UserError, match="there is no feature set .*mmaudio_jax.features"):
         open_features(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is not a feature set"):
         open_features(tmp_path)
+
+
+def write_part(folder, name, rows, dtype="float32", clips="", duration=1.0):
+    """A part whose examples are told by their ids, which are seeds."""
+    shapes = example_shapes("16k", duration, clip_dim=8, sync_dim=6, text_dim=4)
+    (folder / str(name)).mkdir(parents=True)
+    with PartWriter(folder / str(name), Metadata("16k", duration, shapes, 0, dtype=dtype), clips) as writer:
+        for i in rows:
+            writer.append({"id": str(i), "caption": "a"}, arrays(i, shapes))
+
+
+def test_a_set_is_its_parts_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(part, "SHARD_BYTES", 2 * len(part.pack(arrays(0), "float32")) + 999)  # two records a shard
+    monkeypatch.setattr(part, "OPEN_SHARDS", 1)
+    for index, rows in enumerate([range(5), [], range(5, 8)]):
+        write_part(tmp_path, PartName(index, 3), rows)
+    assert len(list(tmp_path.glob("part-00000-of-00003/*.array_record"))) == 3
+    features = pickle.loads(pickle.dumps(open_features(tmp_path)))
+    assert features.ids == [str(i) for i in range(8)] and len(features) == features.metadata.count == 8
+    for i in (7, 0, 4, 5, 1, -1):
+        assert np.array_equal(features[i]["mean"], arrays(i % 8)["mean"])
+    with pytest.raises(IndexError):
+        features[8]
+    features.check_shards()
+    shard = tmp_path / "part-00002-of-00003" / "shard-00000.array_record"
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(arrays(6)["mean"][0].tobytes())] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(UserError, match=r"at row 3 of part-00002-of-00003/clips.tsv \(id '6'\)"):
+        open_features(tmp_path).check()
+    with pytest.raises(UserError, match="part-00002-of-00003/shard-00000.array_record has another content"):
+        open_features(tmp_path).check_shards()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"dtype": "bfloat16"}, "has another dtype than .*part-00000-of-00002: start its extraction again"),
+        ({"clips": "of others"}, "has another clips.tsv than"),
+        ({"duration": 2.0}, "has another duration, shapes than"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(tmp_path, other, message):
+    write_part(tmp_path, PartName(0, 2), [0])
+    write_part(tmp_path, PartName(1, 2), [1], **other)
+    with pytest.raises(UserError, match=f"part-00001-of-00002 {message}"):
+        open_features(tmp_path)
+
+
+def test_a_part_that_is_on_its_way_is_named_with_the_command(tmp_path):
+    write_part(tmp_path, PartName(0, 3), [0])
+    (tmp_path / ".part-00002-of-00003.work").mkdir()
+    with pytest.raises(
+        UserError, match=r"lacks part-00001-of-00003, part-00002-of-00003; .*mmaudio_jax.features .*1/3`"
+    ):
+        open_features(tmp_path)
+
+
+def test_a_worker_s_copy_has_no_table(written):
+    features = open_features(written)
+    before = len(pickle.dumps(features))
+    assert features.ids and features.sources
+    copy = pickle.dumps(features)
+    assert len(copy) == before < 3000
+    assert pickle.loads(copy).ids == features.ids
+
+
+def test_half_the_conditions_and_all_of_the_latents_are_stored(tmp_path):
+    for dtype in part.DTYPES:
+        write_part(tmp_path / dtype, PartName(0, 1), [0], dtype)
+    full, half = (open_features(tmp_path / dtype)[0] for dtype in part.DTYPES)
+    assert all(half[name].dtype == np.float32 for name in SHAPES)
+    for name in ("mean", "std"):
+        assert np.array_equal(half[name], full[name])
+    for name in CONDITIONS:
+        np.testing.assert_allclose(half[name], full[name], rtol=2**-8)
+        assert not np.array_equal(half[name], full[name])
+    sizes = {dtype: len(part.pack({"text_f": full["text_f"]}, dtype)) for dtype in part.DTYPES}
+    assert sizes["float32"] - sizes["bfloat16"] == full["text_f"].nbytes / 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 99), st.sampled_from(part.DTYPES), st.sets(st.sampled_from(["video", "text"])), st.integers(1, 32)
+)
+def test_a_record_is_what_was_packed_and_packs_to_the_same_bytes(seed, dtype, lacks, latents):
+    lost = [*(["clip_f", "sync_f"] if "video" in lacks else []), *(["text_f"] if "text" in lacks else [])]
+    packed = part.pack(without(arrays(seed), *lost) | {"latents": np.int32(latents)}, dtype)
+    found = part.unpack(packed)
+    check_arrays(found, SHAPES)
+    assert found["latents"] == latents and set(found) == {*SHAPES, "latents"} - {*lost}
+    assert part.pack(found, dtype) == packed
+
+
+@given(st.binary(max_size=200))
+def test_whatever_the_bytes_they_are_a_record_or_damaged(raw):
+    with contextlib.suppress(ValueError):
+        part.unpack(raw)
 
 
 # the published code's TensorDict folders

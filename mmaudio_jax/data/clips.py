@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path, PurePosixPath
 
-from mmaudio_jax.data.table import Row, read_table
+from mmaudio_jax.data.table import Row, Table, read_table
 from mmaudio_jax.errors import UserError
 
 MAX_ID = 200  # bytes: file names have at most 255, and get suffixes
@@ -36,6 +36,15 @@ class Clip:
 def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
     """Reads and checks clips.tsv; whether the videos can be used is found out when they are read.
 
+    Raises:
+        UserError: as of `clips_of`, or the file is no table.
+    """
+    return clips_of(read_table(path), root)
+
+
+def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
+    """The clips of a table.
+
     Columns: video_path (relative to `root`), start_time, end_time, caption, and id; without an id column the
     id is `title_folder` and the stem of `video_path`, joined by `_`. Other columns are kept as provenance.
 
@@ -43,7 +52,7 @@ def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
         UserError: a column is missing, there are no rows, or a row has an id that is a path or occurs twice,
             a video outside `root`, times that are no interval, or no caption.
     """
-    table = read_table(path)
+    path = table.path
     table.require("video_path", "start_time", "end_time", "caption")
     if "id" not in table.columns and "title_folder" not in table.columns:
         table.require("id")

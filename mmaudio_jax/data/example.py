@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from mmaudio_jax.sequence import MODES, lengths
 
 TEXT_LENGTH = 77
 VIDEO = ("clip_f", "sync_f")
+CONDITIONS = (*VIDEO, "text_f")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
 
 Example = dict[str, np.ndarray]
-"""mean, std (n, z), clip_f (c, ·), sync_f (s, ·), text_f (t, ·) float32; has_video, has_text bool."""
+"""mean, std (n, z), clip_f (c, ·), sync_f (s, ·), text_f (t, ·) float32; has_video, has_text bool; latents int32: how
+many of the n latent frames are the clip's own, before the padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Metadata:
         shapes: {array: (length, channels)} of mean, std, clip_f, sync_f and text_f.
         count: number of examples.
         encoders: {network: fingerprint of its weights}, where known.
+        dtype: that clip_f, sync_f and text_f are stored in, 'float32' or 'bfloat16'; they are read as float32.
     """
 
     mode: str
@@ -37,6 +41,7 @@ class Metadata:
     shapes: dict[str, tuple[int, int]]
     count: int
     encoders: dict[str, str] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
 
 
 def example_shapes(
@@ -54,12 +59,17 @@ def example_shapes(
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Checks one example: mean and std always; clip_f and sync_f together or not at all; text_f or not.
+    """Checks one example: mean and std always; clip_f and sync_f together or not at all; text_f and latents or not.
 
     Raises:
         ValueError: naming the array that is missing, has another shape or type, is not finite, has an
-            all-zero row, or is a standard deviation that is not positive.
+            all-zero row, is a standard deviation that is not positive, or is no number of latent frames.
     """
+    if "latents" in arrays:
+        latents, length = arrays["latents"], shapes["mean"][0]
+        if latents.dtype != np.int32 or latents.shape != () or not 1 <= latents <= length:
+            raise ValueError(f"latents is {latents.dtype} {latents.tolist()}, not an int32 from 1 to {length}")
+        arrays = {name: array for name, array in arrays.items() if name != "latents"}
     video = [name for name in VIDEO if any(other in arrays for other in VIDEO)]
     for name in dict.fromkeys(["mean", "std", *video, *arrays]):
         if name not in arrays:
@@ -93,7 +103,7 @@ class FeatureSet(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example:
-        """The example, checked; absent conditions are zeros with has_video or has_text false.
+        """The example, checked; absent conditions are zeros with has_video or has_text false, absent latents all.
 
         Raises:
             UserError: the example is damaged (names set, row, id and array).
@@ -128,44 +138,58 @@ class FeatureSet(abc.ABC):
 
 
 class StoredFeatures(FeatureSet):
-    """A folder of examples and the table that goes with it, row by row.
-
-    Attributes:
-        table: id and provenance of every example.
-    """
+    """A folder of examples and the table that goes with it, row by row."""
 
     caption_column = "caption"
 
-    def __init__(self, path: Path, metadata: Metadata, table: Table):
+    def __init__(self, path: Path, metadata: Metadata):
         super().__init__(path, metadata)
-        self.table = table
-        table.require("id")
-        if len(table.rows) != metadata.count:
-            raise UserError(
-                f"the feature set {path} has {metadata.count} examples but {table.path} has "
-                f"{len(table.rows)} rows; they must go together line by line"
-            )
         if not metadata.count:
             raise UserError(f"the feature set {path} is empty")
 
+    @functools.cached_property
+    def table(self) -> Table:
+        """Id and provenance of every example, read when they are first asked for; a UserError if they do not fit."""
+        table = self.read_table()
+        table.require("id")
+        if len(table.rows) != len(self):
+            raise UserError(
+                f"the feature set {self.path} has {len(self)} examples but {table.path} has "
+                f"{len(table.rows)} rows; they must go together line by line"
+            )
+        return table
+
+    def __getstate__(self):
+        # the examples themselves need no table: a worker process reads it again for the sake of a message
+        return {name: value for name, value in self.__dict__.items() if name != "table"}
+
     def __getitem__(self, index: int) -> Example:
         """As of `FeatureSet`."""
-        row = self.table.rows[index]
+        index = range(len(self))[index]
         try:
             arrays = self.read(index)
             check_arrays(arrays, self.metadata.shapes)
         except ValueError as error:
             raise UserError(
                 f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
-                f"{self.table.path.name} (id {row['id']!r}): {error}; extract that clip again or leave it out"
+                f"{self.table_name(index)} (id {self.ids[index]!r}): {error}; extract that clip again or leave it out"
             ) from None
         zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
-        has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
-        return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
+        latents = np.int32(arrays.get("latents", self.metadata.shapes["mean"][0]))
+        has_video, has_text = np.bool_("clip_f" in arrays), np.bool_("text_f" in arrays)
+        return arrays | zeros | {"has_video": has_video, "has_text": has_text, "latents": latents}
 
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """The arrays that are stored for one example; a ValueError if they cannot be read."""
+        """The arrays that are stored for one example, without what it lacks; a ValueError if they cannot be read."""
+
+    @abc.abstractmethod
+    def read_table(self) -> Table:
+        """Reads the table, as it lies in files."""
+
+    @abc.abstractmethod
+    def table_name(self, index: int) -> str:
+        """The file, within the set, that the row of an example stands in."""
 
     @property
     def ids(self) -> list[str]:

@@ -77,6 +77,12 @@ def probe(path: str | os.PathLike) -> MediaInfo:
         )
 
 
+def has_video(path: str | os.PathLike) -> bool:
+    """Whether a file has a video stream, of which a cover picture is none; errors as of `probe`."""
+    with _open(path) as container:
+        return _video_stream(container) is not None
+
+
 def read_frames(
     path: str | os.PathLike, start: float, duration: float
 ) -> tuple[UInt8[np.ndarray, "c 384 384 3"], UInt8[np.ndarray, "f 224 224 3"]]:

@@ -1,27 +1,26 @@
-"""This project's own feature set: a folder of ArrayRecord files, `metadata.json` and `clips.tsv`.
+"""This project's own feature set: a folder of parts, each written by one process, one after another.
 
-A record holds the float32 arrays of one example in safetensors form; row i of clips.tsv belongs to record i.
+It opens when all of its parts are there, and says which are not.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.numpy
+import tqdm
 
-from mmaudio_jax.data.example import Metadata, StoredFeatures, check_arrays, example_shapes
-from mmaudio_jax.data.table import Row, read_table, write_table
+from mmaudio_jax.data import part
+from mmaudio_jax.data.example import Metadata, StoredFeatures
+from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter, Records
+from mmaudio_jax.data.table import Table, read_table
 from mmaudio_jax.data.tensordict import TensorDictFeatures
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
 
-SCHEMA_VERSION = 1
-RECORDS = "examples-00000-of-00001.array_record"
+COMMAND = "python -m mmaudio_jax.features --clips clips.tsv --root DIR --weights weights --out"
 
 
 def open_features(path: str | os.PathLike) -> StoredFeatures:
@@ -30,23 +29,32 @@ def open_features(path: str | os.PathLike) -> StoredFeatures:
     The table of a TensorDict folder is the TSV of the folder's name beside it.
 
     Raises:
-        UserError: the folder or its table is missing, it is neither kind, or is damaged.
+        UserError: the folder, one of its parts or its table is missing, it is neither kind, or is damaged.
     """
     path = Path(path)
-    if (path / "metadata.json").is_file():
-        return RecordFeatures(path)
     if (path / "meta.json").is_file():
         return TensorDictFeatures(path)
     if not path.is_dir():
+        raise UserError(f"there is no feature set {path}; make it with `{COMMAND} {path}`")
+    if PartName.parse(path.absolute().name):
+        raise UserError(f"{path} is one part of a feature set; give the folder that holds it, {path.parent}")
+    if (path / part.METADATA).is_file():
         raise UserError(
-            f"there is no feature set {path}; make it with "
-            f"`python -m mmaudio_jax.features --clips clips.tsv --root DIR --weights weights --out {path}`"
+            f"{path} has schema version 1, this release reads {part.SCHEMA_VERSION}; extract the features again"
         )
-    raise UserError(f"{path} is not a feature set: it has neither metadata.json nor the meta.json of a TensorDict")
+    if not parts_in(path):
+        raise UserError(f"{path} is not a feature set: it has neither parts nor the meta.json of a TensorDict")
+    return RecordFeatures(path)
+
+
+def parts_in(path: Path) -> set[PartName]:
+    """The parts of a set that are there, or on their way."""
+    names = (entry.name.removeprefix(".").removesuffix(".work") for entry in path.iterdir())
+    return {name for name in map(PartName.parse, names) if name}
 
 
 class FeatureWriter(contextlib.AbstractContextManager):
-    """Writes a feature set, whole or not at all: `with FeatureWriter(...) as w: w.append(row, arrays)`."""
+    """Writes a feature set of one part, whole or not at all: `with FeatureWriter(...) as w: w.append(row, arrays)`."""
 
     def __init__(
         self,
@@ -55,108 +63,109 @@ class FeatureWriter(contextlib.AbstractContextManager):
         duration: float,
         shapes: Mapping[str, tuple[int, int]],
         encoders: Mapping[str, str] | None = None,
+        dtype: str = "float32",
     ):
         """Prepares a set.
 
         Args:
             path: the folder to make; it must not exist.
-            mode, duration, shapes, encoders: as in `Metadata`.
+            mode, duration, shapes, encoders, dtype: as in `Metadata`.
         """
-        self._target = path
-        self._metadata = Metadata(mode, duration, dict(shapes), 0, dict(encoders or {}))
-        self._rows: list[Row] = []
+        self._path = path
+        self._metadata = Metadata(mode, duration, dict(shapes), 0, dict(encoders or {}), dtype)
 
     def __enter__(self) -> "FeatureWriter":
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self._stack = contextlib.ExitStack()
-        self.directory = self._stack.enter_context(atomic_directory(self._target))
-        # features are noise to a compressor; groups of one are what random access needs
-        self._writer = ArrayRecordWriter(str(self.directory / RECORDS), "group_size:1,uncompressed")
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(atomic_directory(self._path)) / str(WHOLE)
+            folder.mkdir()
+            self._writer = stack.enter_context(PartWriter(folder, self._metadata))
+            self._stack = stack.pop_all()
         return self
 
     def append(self, row: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds one example.
-
-        Args:
-            row: `id`, `caption` and provenance, a line of clips.tsv.
-            arrays: mean and std; clip_f and sync_f unless it has no video; text_f unless it has no caption.
-
-        Raises:
-            ValueError: as in `check_arrays`; nothing is added.
-        """
-        check_arrays(arrays, self._metadata.shapes)
-        self._writer.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-        self._rows.append(dict(row))
+        """Adds one example, as `PartWriter.append` does."""
+        self._writer.append(row, arrays)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._writer)
 
     def __exit__(self, *error) -> bool | None:
-        self._writer.close()
-        if error[0] is None:
-            metadata = dataclasses.replace(self._metadata, count=len(self._rows))
-            content = {"schema_version": SCHEMA_VERSION, "dtype": "float32", **dataclasses.asdict(metadata)}
-            (self.directory / "metadata.json").write_text(json.dumps(content, indent=2) + "\n")
-            write_table(self.directory / "clips.tsv", self._rows, ["id", "caption"])
         return self._stack.__exit__(*error)
 
 
 class RecordFeatures(StoredFeatures):
-    """A feature set that `FeatureWriter` wrote."""
+    """A feature set that `FeatureWriter` or the extraction wrote."""
 
     def __init__(self, path: Path):
-        """Opens the folder.
+        """Opens the folder; neither records nor the table are read yet.
 
         Raises:
-            UserError: metadata, table and records do not go together.
+            UserError: a part is missing, metadata and files do not go together, or the parts do not.
         """
-        super().__init__(path, _metadata(path), read_table(path / "clips.tsv"))
-        self._reader = None
-        records = self._open().num_records()
-        if records != len(self):
-            raise UserError(
-                f"{path / RECORDS} is damaged: {records} records can be read of the {len(self)} in "
-                "metadata.json; copy it or extract the features again"
-            )
+        self._parts = _open_parts(path)
+        count = sum(found.metadata.count for found in self._parts)
+        super().__init__(path, dataclasses.replace(self._parts[0].metadata, count=count))
+        self._records = Records([(found.path / s.name, s.count) for found in self._parts for s in found.shards])
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """Reads one record; safe to call from several threads."""
-        try:
-            return safetensors.numpy.load(self._open().read([index])[0])
-        except (RuntimeError, IndexError, KeyError, safetensors.SafetensorError) as error:
-            raise ValueError(f"its record in {RECORDS} cannot be read ({str(error).splitlines()[0]})") from None
+        """Reads one record; several threads may read at once."""
+        return part.unpack(self._records[index])
 
-    def _open(self):
-        from array_record.python.array_record_module import ArrayRecordReader
+    def check_shards(self) -> None:
+        """Reads every file once and compares it with what was written.
 
-        if self._reader is None:
-            # without read-ahead the reader is made for random access
-            self._reader = ArrayRecordReader(
-                str(self.path / RECORDS), "readahead_buffer_size:0", file_reader_buffer_size=1 << 15
-            )
-        return self._reader
+        Raises:
+            UserError: a file is missing, or has another size or SHA-256 than metadata.json says; names the first.
+        """
+        files = [(found.path, shard) for found in self._parts for shard in found.shards]
+        for folder, shard in tqdm.tqdm(files, desc=f"checking {self.path}", unit=" shards", leave=False, disable=None):
+            if fault := shard.fault(folder, whole=True):
+                raise UserError(f"{fault}; copy it again, or start its extraction again")
 
-    def __getstate__(self):
-        return {**self.__dict__, "_reader": None}  # a worker process opens the file itself
+    def read_table(self) -> Table:
+        """The tables of all parts, one after another."""
+        tables = [read_table(found.path / part.TABLE) for found in self._parts]
+        if len(tables) == 1:
+            return tables[0]
+        columns = list(dict.fromkeys(name for table in tables for name in table.columns))
+        rows, lines = ([x for table in tables for x in getattr(table, name)] for name in ("rows", "lines"))
+        return Table(self.path / part.TABLE, columns, rows, lines)
+
+    def table_name(self, index: int) -> str:
+        """The file that the row of an example stands in."""
+        if len(self._parts) == 1:
+            return part.TABLE
+        return str((self._records.file(index).parent / part.TABLE).relative_to(self.path))
 
 
-def _metadata(path: Path) -> Metadata:
-    file = path / "metadata.json"
-    try:
-        content = json.loads(file.read_text())
-        version = content.pop("schema_version")
-        if version != SCHEMA_VERSION:
+def _open_parts(path: Path) -> list[Part]:
+    """All parts, checked against each other and against the sizes of their files."""
+    names = parts_in(path)
+    (count, *others) = {name.count for name in names}
+    if others:
+        raise UserError(f"{path} has parts of a set of {count} and of {others[0]}; remove those that do not belong")
+    missing = [name for name in (PartName(i, count) for i in range(count)) if not (path / str(name)).is_dir()]
+    if missing:
+        shard = f" --shard {missing[0].index}/{count}" if count > 1 else ""
+        raise UserError(
+            f"the feature set {path} lacks {', '.join(map(str, missing))}; go on with `{COMMAND} {path}{shard}`"
+        )
+    parts = [part.read_part(path / str(name)) for name in sorted(names)]
+    for found in parts:
+        mine, theirs = _traits(parts[0]), _traits(found)
+        if differ := [what for what in mine if mine[what] != theirs[what]]:
             raise UserError(
-                f"{file} has schema version {version}, this release reads {SCHEMA_VERSION}; extract the features again"
+                f"{found.path} has another {', '.join(differ)} than {parts[0].path}: start its extraction again, or "
+                "remove it first"
             )
-        if content.pop("dtype") != "float32":
-            raise ValueError("dtype must be float32")
-        content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
-        metadata = Metadata(**content)
-        dims = {f"{name}_dim": metadata.shapes[f"{name}_f"][1] for name in ("clip", "sync", "text")}
-        if metadata.shapes != example_shapes(metadata.mode, metadata.duration, **dims):
-            raise ValueError(f"its shapes are not those of {metadata.duration:g} s at {metadata.mode}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} does not describe a feature set ({error}); extract the features again") from None
-    return metadata
+        if not (found.path / part.TABLE).is_file():
+            raise UserError(f"there is no table {found.path / part.TABLE}; start its extraction again")
+        if fault := next(filter(None, (shard.fault(found.path, whole=False) for shard in found.shards)), None):
+            raise UserError(f"{fault}; copy it again, or start its extraction again")
+    return parts
+
+
+def _traits(found: Part) -> dict[str, object]:
+    """What must be the same in all parts, by what it is called."""
+    traits = dataclasses.asdict(dataclasses.replace(found.metadata, count=0))
+    return traits | {"clips.tsv": found.clips}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mmaudio_jax.data.example import TEXT_LENGTH, Metadata, StoredFeatures, example_shapes
-from mmaudio_jax.data.table import read_table
+from mmaudio_jax.data.table import Table, read_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS, VAE_FACTOR, AudioMode, lengths, mode_of
 
@@ -37,34 +37,49 @@ class TensorDictFeatures(StoredFeatures):
             UserError: a file is missing or has another size than meta.json says, or the lengths disagree.
         """
         stored = _stored_shapes(path)
-        table = path.parent / f"{path.name}.tsv"
-        if not table.is_file():
-            raise UserError(f"the feature set {path} needs its table: put it at {table}")
-        rows = read_table(table)
-        if "caption" not in rows.columns:
-            rows.require("label")
-            self.caption_column = "label"
         mode, duration = _mode_and_duration(path, stored)
         dims = {f"{name}_dim": stored[f"{name}_f"][2] for name in ("clip", "sync", "text") if f"{name}_f" in stored}
         count = stored["mean"][0]
-        super().__init__(path, Metadata(mode, duration, example_shapes(mode, duration, **dims), count), rows)
+        super().__init__(path, Metadata(mode, duration, example_shapes(mode, duration, **dims), count))
         self._stored = stored
         self._maps: dict[str, np.ndarray] | None = None
+        if "caption" not in self.table.columns:
+            self.table.require("label")
+            self.caption_column = "label"
+        self._has_text = np.array([bool(caption.strip()) for caption in self.captions])
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """Copies one row of every file."""
+        """Copies one row of every file; text features of no words are left out."""
         if self._maps is None:
             self._maps = {
-                name: np.memmap(_file(self.path, name), "<f4", "r", shape=shape) for name, shape in self._stored.items()
+                name: np.memmap(file_of(self.path, name), "<f4", "r", shape=shape)
+                for name, shape in self._stored.items()
             }
-        return {name: np.array(rows[index], np.float32) for name, rows in self._maps.items()}
+        there = {name: rows for name, rows in self._maps.items() if name != "text_f" or self._has_text[index]}
+        return {name: np.array(rows[index], np.float32) for name, rows in there.items()}
+
+    def read_table(self) -> Table:
+        """The TSV beside the folder."""
+        table = table_of(self.path)
+        if not table.is_file():
+            raise UserError(f"the feature set {self.path} needs its table: put it at {table}")
+        return read_table(table)
+
+    def table_name(self, index: int) -> str:
+        """The TSV beside the folder."""
+        return table_of(self.path).name
 
     def __getstate__(self):
-        return {**self.__dict__, "_maps": None}  # a worker process maps the files itself
+        return {**super().__getstate__(), "_maps": None}  # a worker process maps the files itself
 
 
-def _file(path: Path, name: str) -> Path:
-    """The names of the files are ours: meta.json could otherwise point out of its folder."""
+def table_of(path: Path) -> Path:
+    """Where the table of a memory-map folder lies."""
+    return path.parent / f"{path.name}.tsv"
+
+
+def file_of(path: Path, name: str) -> Path:
+    """Where an array lies; the names are ours, as meta.json could otherwise point out of its folder."""
     return path / f"{PUBLISHED[name]}.memmap"
 
 
@@ -87,7 +102,7 @@ def _stored_shapes(path: Path) -> dict[str, tuple[int, int, int]]:
                 f"the feature set {path} has {PUBLISHED[name]} as {dtypes[name]} {list(shape)}; it must be "
                 f"torch.float32 with three axes, the first {shapes['mean'][0]} as in mean"
             )
-        file = _file(path, name)
+        file = file_of(path, name)
         size = file.stat().st_size if file.is_file() else None
         if size != 4 * math.prod(shape):
             found = "is missing" if size is None else f"has {size} bytes"

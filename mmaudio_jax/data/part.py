@@ -1,0 +1,289 @@
+"""A part of this project's feature set: the folder that one process writes, whole.
+
+part-00000-of-00002/
+  metadata.json              what its examples share, and its shards with their sizes and hashes
+  clips.tsv                  row i belongs to record i, counted over the shards
+  failed.tsv                 clips that could not be used, with the reason; only if there are some
+  shard-00000.array_record   records, each the arrays of one example in safetensors form
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
+from mmaudio_jax.data.table import Row, write_table
+from mmaudio_jax.errors import UserError
+
+SCHEMA_VERSION = 2
+METADATA, TABLE, FAILED = "metadata.json", "clips.tsv", "failed.tsv"
+DTYPES = ("float32", "bfloat16")  # that conditions are stored in
+STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype(np.int32)}
+SHARD_BYTES = 256 * 2**20  # of records in a shard at most; one that is larger has a shard of its own
+OPEN_SHARDS = 128  # at a time: a system allows a process some thousand open files
+
+
+class PartName(NamedTuple):
+    """The `index`-th, from 0, of `count` parts."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"part-{self.index:05d}-of-{self.count:05d}"
+
+    def block(self, total: int) -> range:
+        """The rows of a table of `total` that the part takes; those of all parts follow one another."""
+        return range(total * self.index // self.count, total * (self.index + 1) // self.count)
+
+    @classmethod
+    def parse(cls, name: str) -> "PartName | None":
+        """The part that a folder of this name is, if it is one."""
+        found = re.fullmatch(r"part-(\d{5})-of-(\d{5})", name)
+        return cls(int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
+
+
+WHOLE = PartName(0, 1)
+
+
+def pack(arrays: Mapping[str, np.ndarray], dtype: str) -> bytes:
+    """The record of an example: its conditions in `dtype`, one of `DTYPES`, the rest as it is."""
+    kinds = dict.fromkeys(CONDITIONS, ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
+    return safetensors.numpy.save({k: np.asarray(v, kinds.get(k), order="C") for k, v in arrays.items()})
+
+
+def unpack(record: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a record, in float32 whatever they are stored in; `latents` is int32.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        tensors = safetensors.deserialize(record)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"its record holds no arrays ({error})") from None
+    arrays = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in STORED:
+            raise ValueError(f"{name} is stored as {tensor['dtype']}")
+        array = np.frombuffer(tensor["data"], STORED[tensor["dtype"]]).reshape(tensor["shape"])
+        arrays[name] = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of records, as metadata.json describes it."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+    def fault(self, folder: Path, *, whole: bool) -> str | None:
+        """What is wrong with the file in `folder`: its size or, of the `whole`, its content; None if nothing is."""
+        file = folder / self.name
+        if not file.is_file():
+            return f"{file} is missing"
+        if (size := file.stat().st_size) != self.bytes:
+            return f"{file} has {size} bytes, {self.bytes} were written"
+        if whole and _sha256(file) != self.sha256:
+            return f"{file} has another content than was written"
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a part's metadata.json says.
+
+    Attributes:
+        path: its folder.
+        metadata: what its examples share, and how many they are.
+        shards: its files of records, in order.
+        clips: hash of all ids of the clips.tsv that it is a part of; empty where that is not known.
+    """
+
+    path: Path
+    metadata: Metadata
+    shards: tuple[Shard, ...]
+    clips: str
+
+
+def read_part(path: Path) -> Part:
+    """Reads metadata.json.
+
+    Raises:
+        UserError: it is missing, damaged, or of another schema version.
+    """
+    file = path / METADATA
+    try:
+        content = json.loads(file.read_text())
+        version = content.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{file} has schema version {version}, this release reads {SCHEMA_VERSION}; extract the features again"
+            )
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        clips = content.pop("clips")
+        content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
+        metadata = Metadata(**content)
+        dims = {f"{name}_dim": metadata.shapes[f"{name}_f"][1] for name in ("clip", "sync", "text")}
+        if metadata.shapes != example_shapes(metadata.mode, metadata.duration, **dims):
+            raise ValueError(f"its shapes are not those of {metadata.duration:g} s at {metadata.mode}")
+        if metadata.dtype not in DTYPES:
+            raise ValueError(f"its dtype is {metadata.dtype!r}")
+        if [shard.name for shard in shards] != [_shard_name(i) for i in range(len(shards))]:
+            raise ValueError("its shards have names of their own")
+        if sum(shard.count for shard in shards) != metadata.count:
+            raise ValueError(f"its shards have not {metadata.count} examples")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{file} does not describe a part of a feature set ({error}); extract the features again"
+        ) from None
+    return Part(path, metadata, shards, clips)
+
+
+class PartWriter(contextlib.AbstractContextManager):
+    """Fills an empty folder: `with PartWriter(...) as w: w.append(row, arrays)`; metadata.json comes last.
+
+    Attributes:
+        without_video: how many of the examples have none.
+    """
+
+    def __init__(self, folder: Path, metadata: Metadata, clips: str = ""):
+        """Prepares a part.
+
+        Args:
+            folder: where to.
+            metadata: what the examples will share; its count does not matter.
+            clips: as in `Part`.
+        """
+        self.without_video = 0
+        self._folder, self._metadata, self._clips = folder, metadata, clips
+        self._rows: list[Row] = []
+        self._shards: list[Shard] = []
+        self._writer, self._count, self._bytes = None, 0, 0  # of the shard that is being written
+
+    def append(self, row: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+        """Adds one example.
+
+        Args:
+            row: `id`, `caption` and provenance, a line of clips.tsv.
+            arrays: mean and std; clip_f and sync_f unless it has no video; text_f, which is left out where the row has
+                no caption; latents where the example is padded.
+
+        Raises:
+            ValueError: as in `check_arrays`; nothing is added.
+        """
+        shapes = self._metadata.shapes
+        check_arrays(arrays, shapes)
+        stored = {"latents": np.int32(shapes["mean"][0])} | dict(arrays)
+        if not row.get("caption", "").strip():
+            stored.pop("text_f", None)
+        record = pack(stored, self._metadata.dtype)
+        if self._count and self._bytes + len(record) > SHARD_BYTES:
+            self._close()
+        if self._writer is None:
+            self._writer = self._open()
+        self._writer.write(record)
+        self._count, self._bytes = self._count + 1, self._bytes + len(record)
+        self._rows.append(dict(row))
+        self.without_video += "clip_f" not in arrays
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __exit__(self, *error) -> None:
+        if error[0] is not None:
+            self._writer = None
+            return
+        self._close()
+        write_table(self._folder / TABLE, self._rows, ["id", "caption"])
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            **dataclasses.asdict(dataclasses.replace(self._metadata, count=len(self._rows))),
+            "clips": self._clips,
+            "shards": [dataclasses.asdict(shard) for shard in self._shards],
+        }
+        (self._folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")
+
+    def _open(self):
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        # features are noise to a compressor; groups of one are what random access needs
+        return ArrayRecordWriter(str(self._folder / _shard_name(len(self._shards))), "group_size:1,uncompressed")
+
+    def _close(self) -> None:
+        """Ends a shard, if one is being written."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        file = self._folder / _shard_name(len(self._shards))
+        self._shards.append(Shard(file.name, self._count, file.stat().st_size, _sha256(file)))
+        self._writer, self._count, self._bytes = None, 0, 0
+
+
+class Records:
+    """The records of shards one after another; few files are open at a time, and none in a pickled copy."""
+
+    def __init__(self, shards: Sequence[tuple[Path, int]]):
+        """Opens nothing yet.
+
+        Args:
+            shards: (file, how many records it has).
+        """
+        self._files = [file for file, _ in shards]
+        self._ends = np.cumsum([count for _, count in shards])
+        self.__setstate__(self.__dict__)
+
+    def file(self, index: int) -> Path:
+        """The file that a record is in."""
+        return self._files[int(np.searchsorted(self._ends, index, side="right"))]
+
+    def __getitem__(self, index: int) -> bytes:
+        """One record; several threads may read at once.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        try:
+            return self._reader(self._files[shard]).read([index - first])[0]
+        except (RuntimeError, IndexError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"its record in {self._files[shard].name} cannot be read ({reason})") from None
+
+    def __getstate__(self):
+        return {"_files": self._files, "_ends": self._ends}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _reader=functools.lru_cache(maxsize=OPEN_SHARDS)(_reader))
+
+
+def _reader(file: Path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    # without read-ahead the reader is made for random access
+    return ArrayRecordReader(str(file), "readahead_buffer_size:0", file_reader_buffer_size=1 << 15)
+
+
+def _shard_name(index: int) -> str:
+    """Names are ours: metadata.json could otherwise point out of its folder."""
+    return f"shard-{index:05d}.array_record"
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,144 @@
+"""Clips decoded ahead of the networks, in processes of their own."""
+
+import collections
+import contextlib
+import functools
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mmaudio_jax.data.clips import Clip
+from mmaudio_jax.data.dataset import live_with_parent
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.sequence import MIN_DURATION, MODES, ROUNDING, VAE_FACTOR, lengths
+
+SHORT = ("skip", "pad")  # what may become of clips that are too short
+
+
+class Media(NamedTuple):
+    """What is read of one clip; frames are None where there is no video.
+
+    Attributes:
+        latents: how many latent frames are the clip's own, the others being padding.
+    """
+
+    audio: Float[np.ndarray, " l"]
+    clip_frames: UInt8[np.ndarray, "c 384 384 3"] | None
+    sync_frames: UInt8[np.ndarray, "f 224 224 3"] | None
+    latents: int
+
+
+def read_media(clip: Clip, mode: str, duration: float, short: str = "skip") -> Media:
+    """Sound and frames of the first `duration` seconds of a clip.
+
+    Args:
+        clip: a row of clips.tsv; its file may hold sound alone.
+        mode: '16k' or '44k'.
+        duration: seconds.
+        short: 'pad' fills up a clip of `MIN_DURATION` or more, with silence and its last frame; 'skip' refuses it.
+
+    Raises:
+        UserError: the clip cannot be used.
+    """
+    from mmaudio_jax.data import media
+
+    there = _seconds(clip, from_file=short == "pad")
+    whole = there >= duration - ROUNDING
+    if not whole and short == "skip":
+        raise UserError(
+            f"the clip lasts {there:g} s, {duration:g} s are needed; --duration makes all clips shorter, --short pad "
+            "fills up the short ones"
+        )
+    if not whole and there < MIN_DURATION:
+        raise UserError(f"the clip lasts {there:g} s; from {MIN_DURATION} s on it can be filled up")
+    rate, length = MODES[mode].sample_rate, lengths(duration, MODES[mode])
+    if whole:
+        own, seconds, samples = length.latent, duration, length.samples
+    else:
+        own = -int(-there * rate // (MODES[mode].hop * VAE_FACTOR))
+        seconds, samples = there - ROUNDING, int((there - ROUNDING) * rate)
+    audio = media.read_audio(clip.video, clip.start_time, seconds, rate, samples)
+    audio = np.pad(audio, (0, length.samples - samples))
+    if not media.has_video(clip.video):
+        return Media(audio, None, None, own)
+    found = media.read_frames(clip.video, clip.start_time, duration if whole else there)
+    counts = (length.clip, length.sync_frames)
+    padded = (np.pad(f, [(0, n - len(f)), *[(0, 0)] * 3], mode="edge") for f, n in zip(found, counts, strict=True))
+    return Media(audio, *padded, own)
+
+
+def _seconds(clip: Clip, *, from_file: bool) -> float:
+    """How long a clip is by its row and, if asked, by its file; 0 if the file ends before it."""
+    from mmaudio_jax.data import media
+
+    ends = [clip.end_time]
+    if from_file:
+        info = media.probe(clip.video)
+        ends += [info.video_duration] * info.has_video + [info.audio_duration] * info.has_audio
+    return max(min(ends) - clip.start_time, 0.0)
+
+
+@contextlib.contextmanager
+def read_ahead(
+    clips: Iterable[Clip], read: Callable[[Clip], Media], workers: int
+) -> Iterator[Iterator[tuple[Clip, "Future[Media]"]]]:
+    """Yields the clips in order, each with what becomes of reading it; twice as many as `workers` are read meanwhile.
+
+    Args:
+        clips: what is to be read.
+        read: reads one; it and what it gives travel between processes.
+        workers: processes that read. A decoder that ends its process costs that clip alone, its result being a
+            UserError. 0: one thread of this process reads, and lives as long as the decoder does.
+    """
+    with contextlib.ExitStack() as stack:
+        if workers:
+            read = stack.enter_context(_processes(read))
+        pool = ThreadPoolExecutor(workers or 1, thread_name_prefix="decode")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        yield _submit_ahead(clips, functools.partial(pool.submit, read), 2 * (workers or 1))
+
+
+def _submit_ahead(clips: Iterable[Clip], submit: Callable, ahead: int) -> Iterator[tuple[Clip, "Future[Media]"]]:
+    waiting: collections.deque[tuple[Clip, Future[Media]]] = collections.deque()
+    for clip in clips:
+        waiting.append((clip, submit(clip)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+@contextlib.contextmanager
+def _processes(read: Callable[[Clip], Media]) -> Iterator[Callable[[Clip], Media]]:
+    """`read` in a process of the calling thread's own: if that ends, it is known which clip it was at."""
+    local, pools = threading.local(), []
+    spawn = multiprocessing.get_context("spawn")
+
+    def call(clip: Clip) -> Media:
+        if getattr(local, "pool", None) is None:
+            local.pool = ProcessPoolExecutor(1, spawn, initializer=_begin)
+            pools.append(local.pool)
+        try:
+            return local.pool.submit(read, clip).result()
+        except BrokenProcessPool:
+            local.pool = None
+            raise UserError(f"{clip.video}: its decoder crashed") from None
+
+    try:
+        yield call
+    finally:
+        for pool in pools:
+            pool.shutdown()
+
+
+def _begin() -> None:
+    """What a process that decodes does first: Ctrl-C and SIGTERM are for the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    live_with_parent()

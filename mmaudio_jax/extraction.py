@@ -1,0 +1,300 @@
+"""Clips to a part of a feature set, so that nothing that is done is done again.
+
+While a part is being made, `.part-00000-of-00001.work` in the set's folder holds
+
+    lock       whose holder makes the part
+    records/   what is done: a record a clip, named by all that decides it
+    new/       the part as it is put together from them, and from the part that is there already
+    old/       that part, for the moment between two renames
+
+and is gone when the part is in its place.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from mmaudio_jax.data import part
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.clips import Clip
+from mmaudio_jax.data.example import Metadata, check_arrays
+from mmaudio_jax.data.part import WHOLE, PartName, PartWriter, Records
+from mmaudio_jax.data.records import parts_in
+from mmaudio_jax.data.table import Row, read_table, write_table
+from mmaudio_jax.decoding import Media, read_ahead, read_media
+from mmaudio_jax.encoders import Encoders
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import atomic_file
+
+KEY = "record_key"  # column of a part's clips.tsv
+LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
+
+
+def encode(encoders: Encoders, clip: Clip, media: Media, mode: str) -> dict[str, np.ndarray]:
+    """The arrays of a clip's feature example; a clip alone, so that they depend on no other."""
+    mean, std = encoders.encode_audio(media.audio[None], mode)
+    arrays = {"mean": mean[0], "std": std[0], "latents": np.int32(media.latents)}
+    if media.clip_frames is not None:
+        arrays["clip_f"] = encoders.encode_clip_frames(media.clip_frames[None])[0]
+        arrays["sync_f"] = encoders.encode_sync_frames(media.sync_frames[None])[0]
+    return arrays | {"text_f": encoders.encode_captions([clip.caption])[0]}
+
+
+def extract(
+    clips: Sequence[Clip],
+    encoders: Encoders,
+    out: str | os.PathLike,
+    *,
+    mode: str,
+    duration: float,
+    name: PartName = WHOLE,
+    dtype: str = "float32",
+    short: str = "skip",
+    workers: int = 0,
+) -> None:
+    """Writes one part of the feature set of all clips that can be used, or brings it up to date.
+
+    Args:
+        clips: all rows of clips.tsv; the part takes a block of them.
+        encoders: the networks.
+        out: the set's folder; the clips that cannot be used are listed in the part's failed.tsv.
+        mode: '16k' or '44k'.
+        duration: seconds of each clip, from its start.
+        name: which part of how many.
+        dtype: that conditions are stored in, of `part.DTYPES`.
+        short: what becomes of clips that are too short, of `decoding.SHORT`.
+        workers: processes that decode, as in `decoding.read_ahead`.
+
+    Raises:
+        UserError: some clips could not be used (the others are written), or none could (nothing is written but
+            the table of reasons beside `out`); or the part cannot be made here, or is being made.
+    """
+    out = Path(out)
+    metadata = Metadata(mode, duration, encoders.shapes(mode, duration), 0, encoders.fingerprints(mode), dtype)
+    _check_place(out, name)
+    block = [clips[i] for i in name.block(len(clips))]
+    with _work(out, name) as work:
+        old = _Old(out / str(name), metadata)
+        settings = {**dataclasses.asdict(metadata), "short": short}
+        keys = {clip.id: old.known(record_key(clip, settings)) for clip in block}
+        done = {file.stem for file in (work / "records").iterdir()}.union(old.keys)
+        todo = [clip for clip in block if keys[clip.id] not in done]
+        read = functools.partial(read_media, mode=mode, duration=duration, short=short)
+
+        def keep(clip: Clip, arrays: Mapping[str, np.ndarray]) -> None:
+            with atomic_file(_record(work, keys[clip.id])) as temporary:
+                temporary.write_bytes(part.pack(arrays, dtype))
+
+        reasons = _encode(todo, keep, len(block) - len(todo), encoders, read, metadata, workers) if todo else {}
+        rows = [{**clip.columns, KEY: keys[clip.id]} for clip in block if clip.id not in reasons]
+        failed = [{**clip.columns, "reason": reasons[clip.id]} for clip in block if clip.id in reasons]
+        ids = hashlib.sha256("\n".join(clip.id for clip in clips).encode()).hexdigest()
+        if failed and not rows and (name == WHOLE or old.rows):
+            listed = out.with_name(f"{out.name}.failed.tsv")
+            write_table(listed, failed)
+            kept = f"; {out / str(name)} stays as it was" if old.rows else ""
+            raise UserError(f"none of the {len(block)} clips could be used; the reasons are in {listed}{kept}")
+        changed = not old.is_as(rows, failed, ids)
+        if changed:
+            with PartWriter(work / "new", metadata, ids) as writer:
+                for row in tqdm.tqdm(rows, desc="putting together", unit=" clips", delay=2, leave=False, disable=None):
+                    writer.append(row, old.read(row[KEY]) if row[KEY] in old.keys else _read(work, row[KEY]))
+                if failed:
+                    write_table(work / "new" / part.FAILED, failed)
+            _put_in_place(work, out / str(name))
+    place = out if name == WHOLE else out / str(name)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(block)} clips could not be used; the reasons are in "
+            f"{out / str(name) / part.FAILED}, and the other {len(rows)} are in {place}"
+        )
+    notes = "" if changed else ", as they were: nothing has changed"
+    if changed and writer.without_video:
+        notes = f", {writer.without_video} of them without a picture"
+    print(f"{len(rows)} clip(s) are in {place}{notes}")
+
+
+def record_key(clip: Clip, settings: Mapping[str, object]) -> str:
+    """Names all that decides a clip's record: a hash of row and settings; then the size and time of the file, if any.
+
+    Args:
+        clip: a row of clips.tsv.
+        settings: of the extraction; what JSON can hold.
+    """
+    said = [clip.columns["video_path"].strip(), clip.start_time, clip.end_time, clip.caption, settings]
+    digest = hashlib.sha256(json.dumps([part.SCHEMA_VERSION, *said], sort_keys=True).encode()).hexdigest()
+    with contextlib.suppress(OSError):
+        about = clip.video.stat()
+        return f"{digest}-{about.st_size:x}-{about.st_mtime_ns:x}"
+    return digest
+
+
+class _Old:
+    """The part that is in its place already, if there is one: what of it can be taken over."""
+
+    def __init__(self, path: Path, metadata: Metadata):
+        """Reads it.
+
+        Raises:
+            UserError: it was made with other settings.
+        """
+        self.rows: list[Row] = []
+        self.keys: dict[str, int] = {}  # of its records
+        self._failed, self._part, self._whole = [], None, True
+        if not path.exists():
+            return
+        self._part = part.read_part(path)
+        now, then = (dataclasses.asdict(dataclasses.replace(m, count=0)) for m in (metadata, self._part.metadata))
+        if differ := [f"{what} {then[what]}, not {now[what]}" for what in now if then[what] != now[what]]:
+            raise UserError(f"{path} was made with {'; '.join(differ)}: choose another --out, or remove it")
+        self.rows = read_table(path / part.TABLE).rows
+        if (path / part.FAILED).exists():
+            self._failed = read_table(path / part.FAILED).rows
+        shards, first = self._part.shards, 0
+        self._records = Records([(path / shard.name, shard.count) for shard in shards])
+        for shard in tqdm.tqdm(shards, f"checking {path}", unit=" shards", delay=2, leave=False, disable=None):
+            if fault := shard.fault(path, whole=True):
+                self._whole = False
+                print(f"{fault}: its clips are encoded again", file=sys.stderr)
+            else:
+                rows = enumerate(self.rows[first : first + shard.count], first)
+                self.keys |= {row[KEY]: i for i, row in rows if KEY in row}
+            first += shard.count
+        self._by_row = {key.partition("-")[0]: key for key in self.keys}
+
+    def known(self, key: str) -> str:
+        """The key under which a record is known: where a video is gone, that of its row's record, if there is one."""
+        return key if "-" in key or self._part is None else self._by_row.get(key, key)
+
+    def read(self, key: str) -> dict[str, np.ndarray]:
+        """The arrays of a record."""
+        return part.unpack(self._records[self.keys[key]])
+
+    def is_as(self, rows: Sequence[Row], failed: Sequence[Row], clips: str) -> bool:
+        """Whether it is what would be made."""
+        return (
+            self._part is not None
+            and self._whole
+            and (self._part.clips, self.rows, self._failed) == (clips, list(rows), list(failed))
+        )
+
+
+def _encode(
+    clips: Sequence[Clip],
+    keep: Callable[[Clip, Mapping[str, np.ndarray]], None],
+    done: int,
+    encoders: Encoders,
+    read: Callable[[Clip], Media],
+    metadata: Metadata,
+    workers: int,
+) -> dict[str, str]:
+    """Gives the arrays of each clip that can be used to `keep`; returns the reasons of the others, by id."""
+    reasons: dict[str, str] = {}
+    bar = tqdm.tqdm(
+        total=done + len(clips),
+        initial=done,
+        unit=" clips",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
+        mininterval=0.1 if sys.stderr.isatty() else LOG_INTERVAL,
+    )
+    with bar, read_ahead(clips, read, workers) as ahead:
+        for clip in clips:
+            if count_tokens(clip.caption) > CONTEXT_LENGTH:
+                bar.write(
+                    f"warning: {clip.id}: CLIP reads the first {CONTEXT_LENGTH} tokens of the caption, it has more"
+                )
+        for clip, future in ahead:
+            error = future.exception()
+            if error is None:
+                arrays = encode(encoders, clip, future.result(), metadata.mode)
+                try:
+                    check_arrays(arrays, metadata.shapes)
+                except ValueError as found:
+                    error = UserError(str(found))
+            elif not isinstance(error, UserError):  # one file that a decoder chokes on must not cost the others
+                error = UserError(f"{clip.video}: {type(error).__name__}: {error}")
+            if error is None:
+                keep(clip, arrays)
+            else:
+                reasons[clip.id] = str(error)
+                bar.write(f"{clip.id}: {error}")
+            bar.update()
+    return reasons
+
+
+# The work folder
+
+
+def _check_place(out: Path, name: PartName) -> None:
+    """Raises a UserError unless `out` is new, or a set of as many parts."""
+    if not out.exists():
+        return
+    parts = parts_in(out) if out.is_dir() else set()
+    if (out / part.METADATA).exists() or not parts and (out.is_file() or any(out.iterdir())):
+        raise UserError(
+            f"{out} exists already and is no feature set of this release; remove it or choose another place"
+        )
+    if others := {other.count for other in parts} - {name.count}:
+        count = others.pop()
+        raise UserError(
+            f"{out} is a set of {count} part(s), not of {name.count}: go on with --shard 0/{count} to "
+            f"{count - 1}/{count}, choose another --out, or remove it"
+        )
+
+
+@contextlib.contextmanager
+def _work(out: Path, name: PartName) -> Iterator[Path]:
+    """The part's work folder, as its only user, mended if need be; after an error it stays if there is work in it."""
+    import filelock
+
+    work, target = out / f".{name}.work", out / str(name)
+    (work / "records").mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(work / "lock", blocking=False):
+            if (work / "old").exists() and not target.exists():
+                os.rename(work / "old", target)
+            for unfinished in ("old", "new"):
+                shutil.rmtree(work / unfinished, ignore_errors=True)
+            (work / "new").mkdir()
+            ended = False
+            try:
+                yield work
+                ended = True
+            finally:
+                if ended or not [*work.glob("records/*"), *work.glob("old")]:
+                    shutil.rmtree(work)
+                    with contextlib.suppress(OSError):  # there are parts in it
+                        out.rmdir()
+    except filelock.Timeout:
+        raise UserError(f"another extraction is at work on {target}; wait for it, or choose another --out") from None
+
+
+def _record(work: Path, key: str) -> Path:
+    return work / "records" / f"{key}.safetensors"
+
+
+def _read(work: Path, key: str) -> dict[str, np.ndarray]:
+    """A record that was done; one that a power failure left damaged is removed."""
+    file = _record(work, key)
+    try:
+        return part.unpack(file.read_bytes())
+    except ValueError as error:
+        file.unlink()
+        raise UserError(f"{file} was damaged ({error}) and is removed; start the same command again") from None
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    """Two renames; a start mends what is killed between them."""
+    if target.exists():
+        os.rename(target, work / "old")
+    os.rename(work / "new", target)

@@ -1,0 +1,142 @@
+"""Kills an extraction again and again, and compares the set that it leaves with that of one left alone: `make soak`.
+
+    python tests/soak_features.py [--kills 20] [--seed 0]
+
+The extraction is the command with its decoding processes, on small random weights and rendered clips. Each kill is a
+SIGKILL at a random moment: as it starts, between two clips, as the part is put together. Prints a verdict; the exit
+code is 0 if every byte of the set is the same, and nothing else lies there.
+"""
+
+import argparse
+import dataclasses
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+from media_files import save_small_videos  # noqa: E402
+from random_networks import save_random_weights  # noqa: E402
+
+from mmaudio_jax.data.table import write_table  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+CLIPS = 40
+LIFE = 12.0  # seconds, at most, from the start to the kill
+PATIENCE = 30  # seconds for the processes of a killed extraction to end
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """An extraction that may be started several times.
+
+    Attributes:
+        out: the set; what the command prints comes beside it.
+        arguments: its command line.
+        cache: folder of compiled programs.
+    """
+
+    out: Path
+    arguments: list[str]
+    cache: Path
+
+    def start(self) -> subprocess.Popen:
+        """Starts the process, as the first of a process group."""
+        env = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        with open(self.out.with_suffix(".log"), "a") as log:
+            return subprocess.Popen(self.arguments, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def finish(self) -> None:
+        """Runs to the end."""
+        assert self.start().wait() == 0, self.out.with_suffix(".log").read_text()
+
+    def done(self) -> int:
+        """How many clips are done, of a part that is not."""
+        return len(list(self.out.glob(".part-*/records/*")))
+
+    def left(self) -> dict[str, bytes]:
+        """{name: content} of the set."""
+        return {str(file.relative_to(self.out)): file.read_bytes() for file in self.out.rglob("*") if file.is_file()}
+
+
+def prepare(weights: Path, videos: Path, folder: Path) -> tuple[Extraction, Extraction]:
+    """Two extractions of the same clips."""
+    rows = [
+        {
+            "id": f"clip{i}",
+            "video_path": f"{i % 3}.mp4",
+            "start_time": f"{i / 500}",
+            "end_time": "1.1",
+            "caption": f"{i}",
+        }
+        for i in range(CLIPS)
+    ]
+    write_table(folder / "clips.tsv", rows)
+    flags = {"clips": folder / "clips.tsv", "root": videos, "weights": weights, "duration": 1, "workers": 2}
+
+    def one(name: str) -> Extraction:
+        given = [f"--{key}={value}" for key, value in (flags | {"out": folder / name}).items()]
+        return Extraction(folder / name, [sys.executable, "-m", "mmaudio_jax.features", *given], folder / "cache")
+
+    return one("killed"), one("whole")
+
+
+def soak(extraction: Extraction, kills: int, seed: int) -> None:
+    """Kills an extraction so often, or until it ends before its kill, and lets it finish."""
+    rng = random.Random(seed)
+    for i in range(kills):
+        process = extraction.start()
+        end = time.monotonic() + rng.uniform(0, LIFE)
+        while time.monotonic() < end and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        _wait_for_workers(process.pid)
+        print(f"kill {i + 1}: {extraction.done()} of {CLIPS} clips are done", flush=True)
+    extraction.finish()
+
+
+def _wait_for_workers(group: int) -> None:
+    """Until the processes of a killed extraction have ended by themselves."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise RuntimeError(f"the processes of a killed extraction are still there after {PATIENCE} s")
+
+
+def different(one: Extraction, two: Extraction) -> list[str]:
+    """The files that are not the same in both sets."""
+    first, second = one.left(), two.left()
+    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_random_weights(folder / "weights", seed=0)
+        killed, whole = prepare(folder / "weights", save_small_videos(folder / "videos"), folder)
+        whole.finish()
+        soak(killed, args.kills, args.seed)
+        wrong = different(killed, whole)
+    print(f"DIFFERENT: {', '.join(wrong)}" if wrong else f"ok: {args.kills} kills; every byte as without them")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""An extraction can be stopped at any time, shared out, and done again for what is new: the set is always the same."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+
+import filelock
+import numpy as np
+import pytest
+import soak_features
+from echo_encoders import EchoEncoders
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmaudio_jax import extraction
+from mmaudio_jax.data import part
+from mmaudio_jax.data.clips import Clip
+from mmaudio_jax.data.part import WHOLE, PartName
+from mmaudio_jax.data.records import open_features
+from mmaudio_jax.data.table import read_table
+from mmaudio_jax.errors import UserError
+
+KILLS = 2  # `make soak` does more
+
+
+def content(folder):
+    """{name: bytes} of all that lies in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def root(small_videos, tmp_path):
+    """Videos that a test may change; times stay."""
+    return shutil.copytree(small_videos, tmp_path / "videos")
+
+
+@pytest.fixture
+def clips(root):
+    """Seven clips of three videos."""
+
+    def clip(i):
+        name, start, end = f"{i % 3}.mp4", 0.01 * i, 1.1
+        columns = {"id": f"clip{i}", "video_path": name, "caption": f"sound {i}", "original_video": name}
+        return Clip(f"clip{i}", root / name, start, end, f"sound {i}", i + 2, columns)
+
+    return [clip(i) for i in range(7)]
+
+
+@pytest.fixture
+def extract(tmp_path):
+    """Extracts into a set of this name; returns how many clips were encoded."""
+
+    def run(clips, out="set", encoders=None, **options):
+        encoders = encoders or EchoEncoders()
+        extraction.extract(clips, encoders, tmp_path / out, **{"mode": "16k", "duration": 1.0} | options)
+        return encoders.heard
+
+    return run
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+class Mortal(EchoEncoders):
+    """Lives for so many sounds."""
+
+    def __init__(self, life):
+        super().__init__()
+        self.life = life
+
+    def encode_audio(self, audio, mode):
+        if self.heard == self.life:
+            raise Killed
+        return super().encode_audio(audio, mode)
+
+
+def test_what_is_done_is_not_done_again(extract, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(part, "SHARD_BYTES", 20_000)
+    assert extract(clips, "whole") == 7
+    assert len(content(tmp_path / "whole")) > 3
+    lives = [3, 0, 2]
+    for life in lives:
+        with pytest.raises(Killed):
+            extract(clips, encoders=Mortal(life))
+        assert not (tmp_path / "set" / str(WHOLE)).exists()
+    assert extract(clips) == 7 - sum(lives)
+    assert content(tmp_path / "set") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_kill_as_the_part_is_replaced_is_mended(extract, clips, tmp_path, monkeypatch, renames):
+    extract(clips[:5])
+    before = content(tmp_path / "set")
+    left, rename = [renames], os.rename
+
+    def mortal(*paths):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", mortal)
+    with pytest.raises(Killed):
+        extract(clips)
+    monkeypatch.setattr(os, "rename", rename)
+    if renames:
+        with pytest.raises(UserError, match=f"lacks {WHOLE}; go on with `python -m mmaudio_jax.features"):
+            open_features(tmp_path / "set")
+    else:
+        assert len(open_features(tmp_path / "set")) == 5
+    assert extract(clips) == 0
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips]
+    extract(clips[:5])
+    assert content(tmp_path / "set") == before
+
+
+def test_killed_again_and_again_the_command_leaves_what_it_would_have(small_weights, small_videos, tmp_path):
+    killed, whole = soak_features.prepare(small_weights, small_videos, tmp_path)
+    whole.finish()
+    soak_features.soak(killed, KILLS, seed=0)
+    assert soak_features.different(killed, whole) == []
+
+
+def test_a_set_that_is_there_is_left_alone(extract, clips, tmp_path, capsys):
+    extract(clips)
+    before = content(tmp_path / "set"), (tmp_path / "set" / str(WHOLE)).stat().st_mtime_ns
+    assert extract(clips) == 0
+    assert "7 clip(s) are in" in (printed := capsys.readouterr().out) and "nothing has changed" in printed
+    assert before == (content(tmp_path / "set"), (tmp_path / "set" / str(WHOLE)).stat().st_mtime_ns)
+
+
+def changed(clip, **changes):
+    return dataclasses.replace(clip, **changes, columns=clip.columns | {k: str(v) for k, v in changes.items()})
+
+
+def test_only_what_is_new_or_has_changed_is_encoded(extract, clips, root, tmp_path):
+    extract(clips[:5])
+    os.utime(root / "1.mp4", ns=(1, 1))  # clips 1 and 4
+    noted = dataclasses.replace(clips[3], columns=clips[3].columns | {"original_video": "another.mp4"})
+    rows = [clips[5], noted, changed(clips[2], caption="another"), clips[1], clips[0]]
+    assert extract(rows) == 3
+    assert extract(rows, "fresh") == 5
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+    assert open_features(tmp_path / "set").sources[1] == "another.mp4"
+
+
+def test_the_records_of_videos_that_are_gone_stay(extract, clips, root, tmp_path):
+    extract(clips[:5])
+    before = content(tmp_path / "set")
+    for video in root.glob("[0-2].mp4"):
+        video.unlink()
+    assert extract(clips[:5]) == 0
+    assert content(tmp_path / "set") == before
+    with pytest.raises(UserError, match="2 of 7 clips could not be used"):
+        extract(clips)
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips[:5]]
+
+
+def test_failed_clips_are_tried_again(extract, clips, root, tmp_path):
+    (root / "1.mp4").rename(root / "later.mp4")
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"2 of 7 clips could not be used; .*{WHOLE}/failed.tsv, and the other 5"):
+            extract(clips)
+        reasons = {row["id"]: row["reason"] for row in read_table(tmp_path / f"set/{WHOLE}/failed.tsv").rows}
+        assert list(reasons) == ["clip1", "clip4"] and "no such file" in reasons["clip1"]
+    (root / "later.mp4").rename(root / "1.mp4")
+    assert extract(clips) == 2
+    assert extract(clips, "fresh") == 7
+    assert content(tmp_path / "set") == content(tmp_path / "fresh")
+
+
+def test_where_no_clip_can_be_used_what_was_there_stays(extract, clips, root, tmp_path):
+    extract(clips[:2])
+    before = content(tmp_path / "set")
+    with pytest.raises(
+        UserError, match=f"none of the 1 clips could be used; .*set.failed.tsv; .*{WHOLE} stays as it was"
+    ):
+        extract([dataclasses.replace(clips[5], video=root / "nowhere.mp4")])
+    assert content(tmp_path / "set") == before
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_the_set_is_the_same_in_any_number_of_parts(extract, clips, tmp_path, count):
+    extract(clips, "whole")
+    for index in reversed(range(count)):
+        with pytest.raises(UserError, match="there is no feature set|lacks part-00000"):
+            open_features(tmp_path / "set")
+        extract(clips, name=PartName(index, count))
+    whole, shared = open_features(tmp_path / "whole"), open_features(tmp_path / "set")
+    assert whole.table.rows == shared.table.rows and len(shared) == 7
+    assert all(part.pack(whole.read(i), "float32") == part.pack(shared.read(i), "float32") for i in range(7))
+    with pytest.raises(UserError, match=rf"is a set of {count} part\(s\), not of 1: go on with --shard 0/{count} to"):
+        extract(clips)
+
+
+def test_a_part_of_another_table_is_refused(extract, clips, tmp_path):
+    extract(clips, name=PartName(0, 2))
+    extract([*clips[:6], dataclasses.replace(clips[6], id="other")], name=PartName(1, 2))
+    with pytest.raises(UserError, match="part-00001-of-00002 has another clips.tsv than .*start its extraction again"):
+        open_features(tmp_path / "set")
+    assert extract(clips, name=PartName(1, 2)) == 0
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips]
+
+
+def test_two_extractions_of_one_part_are_one_too_many(extract, clips, tmp_path):
+    with pytest.raises(Killed):
+        extract(clips, encoders=Mortal(2))
+    lock = tmp_path / "set" / f".{WHOLE}.work" / "lock"
+    with filelock.FileLock(lock), pytest.raises(UserError, match=f"another extraction is at work on .*{WHOLE}; wait"):
+        extract(clips)
+    assert extract(clips) == 5
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"duration": 0.8}, "was made with duration 1.0, not 0.8; shapes"),
+        ({"dtype": "bfloat16"}, "was made with dtype float32, not bfloat16: choose another --out, or remove it"),
+        ({"encoders": EchoEncoders("others")}, "was made with encoders {'clip': 'echo'}, not {'clip': 'others'}"),
+    ],
+)
+def test_a_set_of_other_settings_is_not_overwritten(extract, clips, tmp_path, other, message):
+    extract(clips)
+    before = content(tmp_path / "set")
+    with pytest.raises(UserError, match=message):
+        extract(clips, **other)
+    assert content(tmp_path / "set") == before
+
+
+def test_a_damaged_shard_is_made_again(extract, clips, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(part, "SHARD_BYTES", 20_000)
+    extract(clips)
+    before = content(tmp_path / "set")
+    shard = tmp_path / "set" / str(WHOLE) / "shard-00001.array_record"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    count = json.loads((shard.parent / "metadata.json").read_text())["shards"][1]["count"]
+    assert extract(clips) == count and "its clips are encoded again" in capsys.readouterr().err
+    assert content(tmp_path / "set") == before
+
+
+def test_a_full_disk_loses_nothing(extract, clips, tmp_path, monkeypatch):
+    pack, calls = part.pack, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pack(*args)
+
+    monkeypatch.setattr(part, "pack", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(clips)
+    assert extract(clips) == 4
+
+
+def test_a_record_that_a_power_failure_left_is_found(extract, clips, tmp_path):
+    with pytest.raises(Killed):
+        extract(clips, encoders=Mortal(2))
+    record = next((tmp_path / "set" / f".{WHOLE}.work" / "records").iterdir())
+    record.write_bytes(b"")
+    with pytest.raises(UserError, match="was damaged .* and is removed; start the same command again"):
+        extract(clips)
+    assert extract(clips) == 1
+
+
+def test_sounds_and_padded_clips_are_examples(extract, clips, root, tmp_path, capsys):
+    sound = dataclasses.replace(clips[1], video=root / "sound.wav")
+    short = dataclasses.replace(clips[2], end_time=clips[2].start_time + 0.8)
+    rows = [clips[0], sound, short]
+    with pytest.raises(UserError, match="1 of 3 clips could not be used"):
+        extract(rows)
+    assert extract(rows, short="pad", dtype="bfloat16", out="padded") == 3
+    assert "3 clip(s) are in" in (printed := capsys.readouterr().out) and "1 of them without a picture" in printed
+    examples = [*open_features(tmp_path / "padded")]
+    assert [int(example["latents"]) for example in examples] == [32, 32, 25]
+    assert [bool(example["has_video"]) for example in examples] == [True, False, True]
+    assert not examples[1]["clip_f"].any() and all(example["has_text"] for example in examples)
+
+
+@given(st.integers(0, 40), st.integers(1, 12))
+def test_blocks_are_the_whole_table_in_order(total, count):
+    blocks = [PartName(i, count).block(total) for i in range(count)]
+    assert [i for block in blocks for i in block] == list(range(total))
+    assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+def test_what_decides_a_record_names_it(clips, root, tmp_path):
+    settings = {"mode": "16k", "short": "skip"}
+    key = extraction.record_key(clips[0], settings)
+    assert key == extraction.record_key(dataclasses.replace(clips[0], id="b", line=9), settings)
+    moved = shutil.copytree(root, tmp_path / "moved")  # copy2 keeps times
+    assert key == extraction.record_key(dataclasses.replace(clips[0], video=moved / "0.mp4"), settings)
+    others = [
+        extraction.record_key(changed(clips[0], start_time=0.05), settings),
+        extraction.record_key(changed(clips[0], end_time=1.05), settings),
+        extraction.record_key(changed(clips[0], caption="x"), settings),
+        extraction.record_key(clips[0], settings | {"short": "pad"}),
+        extraction.record_key(dataclasses.replace(clips[0], video=root / "1.mp4"), settings),
+    ]
+    assert len({key, *others}) == 6 and np.all([len(name) < 150 for name in others])
