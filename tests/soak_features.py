@@ -66,8 +66,8 @@ class Extraction:
         return {str(file.relative_to(self.out)): file.read_bytes() for file in self.out.rglob("*") if file.is_file()}
 
 
-def prepare(weights: Path, videos: Path, folder: Path) -> tuple[Extraction, Extraction]:
-    """Two extractions of the same clips."""
+def prepare(weights: Path, videos: Path, folder: Path, count: int) -> tuple[Extraction, Extraction]:
+    """Two extractions of the same `count` clips."""
     rows = [
         {
             "id": f"clip{i}",
@@ -76,7 +76,7 @@ def prepare(weights: Path, videos: Path, folder: Path) -> tuple[Extraction, Extr
             "end_time": "1.1",
             "caption": f"{i}",
         }
-        for i in range(CLIPS)
+        for i in range(count)
     ]
     write_table(folder / "clips.tsv", rows)
     flags = {"clips": folder / "clips.tsv", "root": videos, "weights": weights, "duration": 1, "workers": 2}
@@ -99,7 +99,7 @@ def soak(extraction: Extraction, kills: int, seed: int) -> None:
         process.kill()
         process.wait()
         _wait_for_workers(process.pid)
-        print(f"kill {i + 1}: {extraction.done()} of {CLIPS} clips are done", flush=True)
+        print(f"kill {i + 1}: {extraction.done()} clips are done", flush=True)
     extraction.finish()
 
 
@@ -130,7 +130,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_random_weights(folder / "weights", seed=0)
-        killed, whole = prepare(folder / "weights", save_small_videos(folder / "videos"), folder)
+        killed, whole = prepare(folder / "weights", save_small_videos(folder / "videos"), folder, CLIPS)
         whole.finish()
         soak(killed, args.kills, args.seed)
         wrong = different(killed, whole)

@@ -22,7 +22,7 @@ from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import read_table
 from mmaudio_jax.errors import UserError
 
-KILLS = 2  # `make soak` does more
+KILLS, CLIPS = 2, 8  # `make soak` does more
 
 
 def content(folder):
@@ -118,7 +118,7 @@ def test_a_kill_as_the_part_is_replaced_is_mended(extract, clips, tmp_path, monk
 
 
 def test_killed_again_and_again_the_command_leaves_what_it_would_have(small_weights, small_videos, tmp_path):
-    killed, whole = soak_features.prepare(small_weights, small_videos, tmp_path)
+    killed, whole = soak_features.prepare(small_weights, small_videos, tmp_path, CLIPS)
     whole.finish()
     soak_features.soak(killed, KILLS, seed=0)
     assert soak_features.different(killed, whole) == []

@@ -30,7 +30,7 @@ def row(id, video, **changes):
 
 @pytest.fixture
 def extract(tmp_path, small_weights, small_videos, monkeypatch, capsys):
-    """Runs the command on a table with these rows; returns (exit code, what it printed on stderr)."""
+    """Runs the command on a table with these rows; returns (exit code, what it printed)."""
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
 
     def run(*rows, out="set", weights=small_weights, **options):
@@ -41,7 +41,7 @@ def extract(tmp_path, small_weights, small_videos, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["features", *flags])
         with pytest.raises(SystemExit) as end:
             features.main()
-        return end.value.code, capsys.readouterr().err
+        return end.value.code, "".join(capsys.readouterr())
 
     return run
 
