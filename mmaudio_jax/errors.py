@@ -54,7 +54,8 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             code = 1
         except OSError as error:  # a folder that cannot be written
-            print(f"error: {_asked(error.filename)}: {error.strerror or error}", file=sys.stderr)
+            advice = "; make room and start again" if FULL in str(error) else ""
+            print(f"error: {_asked(error.filename)}: {error.strerror or error}{advice}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)

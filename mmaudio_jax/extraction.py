@@ -246,9 +246,10 @@ def _check_place(out: Path, name: PartName) -> None:
         )
     if others := {other.count for other in parts} - {name.count}:
         count = others.pop()
+        shards = f"with --shard 0/{count} to {count - 1}/{count}" if count > 1 else "without --shard"
         raise UserError(
-            f"{out} is a set of {count} part(s), not of {name.count}: go on with --shard 0/{count} to "
-            f"{count - 1}/{count}, choose another --out, or remove it"
+            f"{out} is a set of {count} part(s), not of {name.count}: go on {shards}, choose another --out, or "
+            "remove it"
         )
 
 
