@@ -3,14 +3,16 @@
     python tests/soak_features.py [--kills 20] [--seed 0]
 
 The extraction is the command with its decoding processes, on small random weights and rendered clips. Each kill is a
-SIGKILL at a random moment: as it starts, between two clips, as the part is put together. Prints a verdict; the exit
-code is 0 if every byte of the set is the same, and nothing else lies there.
+SIGKILL at a random moment: within a clip, as the part is put together, as it starts. Prints how many clips were done at
+each, and a verdict; the exit code is 0 if every byte of the set is the same, and nothing else lies there.
 """
 
 import argparse
 import dataclasses
+import itertools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +28,8 @@ from mmaudio_jax.data.table import write_table  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 CLIPS = 40
-LIFE = 12.0  # seconds, at most, from the start to the kill
+AHEAD = 12  # clips that a start goes on for, at most, before the kill is prepared
+DELAYS = {"clips": 0.3, "end": 0.05, "start": 6.0}  # seconds: the kill comes within so many of its moment
 PATIENCE = 30  # seconds for the processes of a killed extraction to end
 
 
@@ -61,6 +64,10 @@ class Extraction:
         """How many clips are done, of a part that is not."""
         return len(list(self.out.glob(".part-*/records/*")))
 
+    def ends(self) -> bool:
+        """Whether the part is being put together."""
+        return any(self.out.glob(".part-*/new/*"))
+
     def left(self) -> dict[str, bytes]:
         """{name: content} of the set."""
         return {str(file.relative_to(self.out)): file.read_bytes() for file in self.out.rglob("*") if file.is_file()}
@@ -88,19 +95,37 @@ def prepare(weights: Path, videos: Path, folder: Path, count: int) -> tuple[Extr
     return one("killed"), one("whole")
 
 
-def soak(extraction: Extraction, kills: int, seed: int) -> None:
-    """Kills an extraction so often, or until it ends before its kill, and lets it finish."""
-    rng = random.Random(seed)
-    for i in range(kills):
-        process = extraction.start()
-        end = time.monotonic() + rng.uniform(0, LIFE)
-        while time.monotonic() < end and process.poll() is None:
+def soak(killed: Extraction, whole: Extraction, kills: int, seed: int) -> list[str]:
+    """Kills an extraction so often, each start going on with what the last one left; then lets it finish.
+
+    Args:
+        killed: not started yet; where a part came to its place before a kill, it begins anew.
+        whole: has finished.
+        kills: how many; their moments take turns.
+        seed: of all that is random.
+
+    Returns:
+        The files of the set that were ever others than those of `whole`.
+    """
+    rng, wrong = random.Random(seed), set()
+    for i, moment in zip(range(1, kills + 1), itertools.cycle(DELAYS), strict=False):
+        goal = killed.done() + rng.randint(1, AHEAD)
+        process = killed.start()
+        while process.poll() is None and not (
+            moment == "start" or moment == "clips" and killed.done() >= goal or moment == "end" and killed.ends()
+        ):
             time.sleep(0.002)
+        time.sleep(rng.uniform(0, DELAYS[moment]))
         process.kill()
         process.wait()
         _wait_for_workers(process.pid)
-        print(f"kill {i + 1}: {extraction.done()} clips are done", flush=True)
-    extraction.finish()
+        whole_already = killed.done() == 0 and killed.out.exists() and killed.left().keys() == whole.left().keys()
+        print(f"kill {i}, {moment}: {'the part is in its place' if whole_already else killed.done()}", flush=True)
+        if whole_already:
+            wrong |= different(killed, whole)
+            shutil.rmtree(killed.out)
+    killed.finish()
+    return sorted(wrong | different(killed, whole))
 
 
 def _wait_for_workers(group: int) -> None:
@@ -115,10 +140,10 @@ def _wait_for_workers(group: int) -> None:
     raise RuntimeError(f"the processes of a killed extraction are still there after {PATIENCE} s")
 
 
-def different(one: Extraction, two: Extraction) -> list[str]:
+def different(one: Extraction, two: Extraction) -> set[str]:
     """The files that are not the same in both sets."""
     first, second = one.left(), two.left()
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    return {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)}
 
 
 def main() -> int:
@@ -132,8 +157,7 @@ def main() -> int:
         save_random_weights(folder / "weights", seed=0)
         killed, whole = prepare(folder / "weights", save_small_videos(folder / "videos"), folder, CLIPS)
         whole.finish()
-        soak(killed, args.kills, args.seed)
-        wrong = different(killed, whole)
+        wrong = soak(killed, whole, args.kills, args.seed)
     print(f"DIFFERENT: {', '.join(wrong)}" if wrong else f"ok: {args.kills} kills; every byte as without them")
     return 1 if wrong else 0
 

@@ -120,8 +120,7 @@ def test_a_kill_as_the_part_is_replaced_is_mended(extract, clips, tmp_path, monk
 def test_killed_again_and_again_the_command_leaves_what_it_would_have(small_weights, small_videos, tmp_path):
     killed, whole = soak_features.prepare(small_weights, small_videos, tmp_path, CLIPS)
     whole.finish()
-    soak_features.soak(killed, KILLS, seed=0)
-    assert soak_features.different(killed, whole) == []
+    assert soak_features.soak(killed, whole, KILLS, seed=0) == []
 
 
 def test_a_set_that_is_there_is_left_alone(extract, clips, tmp_path, capsys):
