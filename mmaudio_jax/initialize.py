@@ -17,21 +17,19 @@ from jaxtyping import Float
 from mmaudio_jax import errors, trees, weights
 from mmaudio_jax.data import mixture
 from mmaudio_jax.data.example import FeatureSet
+from mmaudio_jax.data.statistics import ChannelStatistics
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.experiment import check_fits
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio, MMAudioConfig
 
 
 def latent_statistics(features: FeatureSet) -> tuple[Float[np.ndarray, " z"], Float[np.ndarray, " z"]]:
-    """Mean and unbiased standard deviation of each channel of the posterior means, over all examples and frames."""
-    count, mean, squares = 0, 0.0, 0.0
+    """Mean and unbiased standard deviation of each channel of the posterior means, over all frames but padding."""
+    statistics = ChannelStatistics()
     for i in tqdm.trange(len(features), desc="latent statistics", unit=" examples", delay=2, disable=None):
-        frames = features[i]["mean"].astype(np.float64)
-        # Chan et al. (1983): exact merging of a part's mean and sum of squares into the whole's
-        total, shift = count + len(frames), frames.mean(axis=0) - mean
-        squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * count * len(frames) / total
-        mean, count = mean + shift * len(frames) / total, total
-    return mean, np.sqrt(squares / (count - 1))
+        example = features[i]
+        statistics.add(example["mean"][: example["latents"]])
+    return statistics.mean, statistics.std
 
 
 def network_config(model: str, joint_depth: int | None = None, fused_depth: int | None = None) -> MMAudioConfig:

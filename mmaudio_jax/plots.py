@@ -1,4 +1,4 @@
-"""Pictures: of a sound, of two sounds beside each other, and of a measure over t."""
+"""Pictures: of a sound, of two sounds beside each other, of a sound beside its video, and of a measure over t."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from mmaudio_jax.files import atomic_file
 WINDOW = 0.046  # seconds
 COLUMNS = 1000  # of the spectrogram, at most
 RANGE_DB = 80.0
+SHEET = 4  # frames a side of a contact sheet
 LINEAR_BELOW = 1000.0  # Hz: the axis is linear up to here and logarithmic above, as the mel scale is
 
 
@@ -54,6 +55,34 @@ def save_comparison(
         column[2].set(xlim=(0, seconds), xlabel="seconds")
     axes[2, 0].set_ylabel("mel bin")
     figure.colorbar(mesh, ax=axes[1:], label="dB below the loudest", pad=0.01)
+    save(path)
+
+
+def save_contact_sheet(
+    path: str | os.PathLike,
+    frames: UInt8[np.ndarray, "f h w 3"],
+    times: Float[np.ndarray, " f"],
+    audio: Float[np.ndarray, " l"],
+    sample_rate: int,
+) -> None:
+    """Writes a PNG of up to sixteen frames of a video, evenly spread, beside the spectrogram of its sound.
+
+    A white line in the spectrogram marks the time of each frame.
+    """
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(SHEET**2, len(frames))).round().astype(int))
+    figure, save = _figure(14, 6, 100)
+    left, right = figure.subfigures(1, 2)
+    for axis in (grid := left.subplots(SHEET, SHEET)).flat:
+        axis.set_axis_off()
+    for axis, i in zip(grid.flat, chosen, strict=False):
+        axis.imshow(frames[i])
+        axis.set_title(f"{times[i]:.2f} s", fontsize=8, pad=2)
+    image = right.subplots()
+    mesh = _draw_spectrogram(image, audio, sample_rate)
+    for i in chosen:
+        image.axvline(times[i], color="white", linewidth=0.5, alpha=0.5)
+    image.set_xlabel("seconds")
+    right.colorbar(mesh, ax=image, label="dB below the loudest", pad=0.01)
     save(path)
 
 

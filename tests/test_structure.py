@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+COMMANDS = {"mmaudio_jax.data.check.__main__", "mmaudio_jax.data.show"}  # they bring data and networks together
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
     for folder in ("mmaudio_jax", "convert", "configs", "benchmarks")
@@ -46,7 +47,7 @@ def test_nobody_imports_in_a_circle():
     ],
 )
 def test_a_room_knows_only_what_it_needs(room, may_import):
-    for name in SOURCES:
+    for name in SOURCES.keys() - COMMANDS:
         if name == room or name.startswith(f"{room}."):
             rooms = {module.split(".")[1] for module in ours(name) if module.startswith("mmaudio_jax.")}
             assert rooms <= may_import | {room.split(".")[1]}, name

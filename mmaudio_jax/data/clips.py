@@ -53,9 +53,7 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
             a video outside `root`, times that are no interval, or no caption.
     """
     path = table.path
-    table.require("video_path", "start_time", "end_time", "caption")
-    if "id" not in table.columns and "title_folder" not in table.columns:
-        table.require("id")
+    require_columns(table)
     if not table.rows:
         raise UserError(f"{path} has no clips: there is no row after the column names")
     root = Path(root).resolve()
@@ -64,7 +62,7 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
     clips: dict[str, Clip] = {}
     for row, line in zip(table.rows, table.lines, strict=True):
         try:
-            clip = _clip(row, line, root)
+            clip = clip_of(row, line, root)
         except ValueError as error:
             raise UserError(f"{path} row {line}: {error}") from None
         if clip.id in clips:
@@ -75,7 +73,19 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
     return list(clips.values())
 
 
-def _clip(row: Row, line: int, root: Path) -> Clip:
+def require_columns(table: Table) -> None:
+    """Raises a UserError that names the columns of a clip which are missing."""
+    table.require("video_path", "start_time", "end_time", "caption")
+    if "id" not in table.columns and "title_folder" not in table.columns:
+        table.require("id")
+
+
+def clip_of(row: Row, line: int, root: Path) -> Clip:
+    """The clip of one row, which has all columns that are needed, within an absolute `root`.
+
+    Raises:
+        ValueError: what is wrong with the row.
+    """
     video_path = row["video_path"].strip()
     if not video_path:
         raise ValueError("video_path is empty")

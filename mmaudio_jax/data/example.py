@@ -58,12 +58,12 @@ def example_shapes(
     }
 
 
-def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Checks one example: mean and std always; clip_f and sync_f together or not at all; text_f and latents or not.
+def check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Checks what an example has: mean and std always; clip_f and sync_f together or not at all; text_f, latents or not.
 
     Raises:
-        ValueError: naming the array that is missing, has another shape or type, is not finite, has an
-            all-zero row, is a standard deviation that is not positive, or is no number of latent frames.
+        ValueError: naming the array that is missing, does not belong there, has another shape or type, or is no number
+            of latent frames.
     """
     if "latents" in arrays:
         latents, length = arrays["latents"], shapes["mean"][0]
@@ -79,6 +79,17 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
         array = arrays[name]
         if array.dtype != np.float32 or array.shape != tuple(shapes[name]):
             raise ValueError(f"{name} is {array.dtype} {array.shape}, not float32 {tuple(shapes[name])}")
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Checks one example: what arrays it has, and what is in them.
+
+    Raises:
+        ValueError: as of `check_shapes`; naming the array that is not finite, has an all-zero row, or is a standard
+            deviation that is not positive.
+    """
+    check_shapes(arrays, shapes)
+    for name, array in ((name, array) for name, array in arrays.items() if name in shapes):
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has values that are not finite")
         if not array.any(axis=-1).all():
@@ -204,8 +215,9 @@ class StoredFeatures(FeatureSet):
     @property
     def sources(self) -> list[str]:
         """As of `FeatureSet`."""
-        return [_source(row) for row in self.table.rows]
+        return [source_of(row) for row in self.table.rows]
 
 
-def _source(row: Row) -> str:
-    return next(row[name] for name in SOURCE_COLUMNS if row.get(name, "").strip())
+def source_of(row: Row) -> str:
+    """The video that the example of a row was cut from: what stands in the first of `SOURCE_COLUMNS` that is filled."""
+    return next((row[name] for name in SOURCE_COLUMNS if row.get(name, "").strip()), "")

@@ -34,14 +34,17 @@ LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 1
 
 @dataclasses.dataclass(frozen=True)
 class MediaInfo:
-    """What a media file holds; a stream that is not there has duration 0.
+    """What a media file holds; a stream that is not there has duration and start 0.
 
     Attributes:
+        video_start, audio_start: seconds from time 0 to the beginning of each stream, as the file states them.
         video_duration, audio_duration: seconds from time 0 to the end of each stream, as the file states them.
         width, height: pixels as stored, before any rotation.
         is_image: the file is one still picture.
     """
 
+    video_start: float
+    audio_start: float
     video_duration: float
     audio_duration: float
     has_video: bool
@@ -66,6 +69,8 @@ def probe(path: str | os.PathLike) -> MediaInfo:
     with _open(path) as container:
         video, audio = _video_stream(container), _audio_stream(container)
         return MediaInfo(
+            video_start=float(_start(container, video)) if video else 0.0,
+            audio_start=float(_start(container, audio)) if audio else 0.0,
             video_duration=float(_end(container, video, path)) if video else 0.0,
             audio_duration=float(_end(container, audio, path)) if audio else 0.0,
             has_video=video is not None,
@@ -240,6 +245,13 @@ def _zero(container: av.container.InputContainer) -> Fraction:
     if from_first and container.start_time is not None:
         return Fraction(container.start_time, av.time_base)
     return Fraction(0)
+
+
+def _start(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction:
+    """When a stream begins; 0 where its header does not say."""
+    if stream.start_time is None:
+        return Fraction(0)
+    return stream.start_time * Fraction(stream.time_base) - _zero(container)
 
 
 def _end(

@@ -1,0 +1,219 @@
+"""Checks a feature set and shows how its data lie: `python -m mmaudio_jax.data.check SET --report report.html`.
+
+It reads everything once: the shards' bytes, the table, every array of every example. With --root it looks at the videos
+too, with --weights it compares with the released model. The exit code is 1 if there are faults, 0 if there are none or
+only warnings.
+"""
+
+import argparse
+import collections
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from mmaudio_jax import errors, weights
+from mmaudio_jax.data.check import page, recordings, tables
+from mmaudio_jax.data.check.examples import ReleasedStatistics, Scan
+from mmaudio_jax.data.check.findings import Check, Place, Report, Rows, Verdict, fault, left_out
+from mmaudio_jax.data.example import StoredFeatures, source_of
+from mmaudio_jax.data.records import open_features
+from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import atomic_file
+
+ENCODERS = "encoders other than those in --weights"
+SHOWN = 3  # places that the console names
+MARKS = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAULT: "FAULT", Verdict.LEFT_OUT: "–"}
+
+
+class Reference(NamedTuple):
+    """What a folder of weights has to compare with: latent statistics, the VAE, and which encoders are others."""
+
+    statistics: ReleasedStatistics
+    encode: recordings.Encode
+    encoders: Check
+
+
+def load_reference(root: Path, model: str | None, features: StoredFeatures) -> Reference:
+    """What the weights folder has for a set's audio mode.
+
+    Args:
+        root: the folder of converted weights.
+        model: a flow network in it; None: the first that has the set's latent channels.
+        features: the set.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    from mmaudio_jax.features import Encoders
+
+    mode, channels = features.metadata.mode, features.metadata.shapes["mean"][1]
+    known = {path.parent.name: weights.read_metadata(path.parent) for path in sorted(root.glob("*/metadata.json"))}
+    fitting = [name for name, each in known.items() if each["config"].get("latent_dim") == channels]
+    model = model or next((name for name in fitting if known[name]["network"] == "mmaudio"), None)
+    if model is None:
+        raise UserError(f"{root} has no flow network of {channels} latent channels, as {features.path} has")
+    params = weights.load(root / model, "mmaudio").params
+    mean, std = (np.asarray(params[f"latent_{name}"], np.float64).ravel() for name in ("mean", "std"))
+    if len(mean) != channels:
+        raise UserError(f"{root / model} has {len(mean)} latent channels, {features.path} has {channels}")
+    check = fault(ENCODERS)
+    for name, fingerprint in features.metadata.encoders.items():
+        if name in known and known[name]["fingerprint"] != fingerprint:
+            check.add(Place(f"the set was made with another {name} than {root / name}"))
+    encoders = Encoders(root)
+    return Reference((mean, std), lambda audio: encoders.encode_audio(audio, mode)[0], check)
+
+
+def check_features(
+    features: StoredFeatures,
+    *,
+    root: Path | None = None,
+    reference: Reference | None = None,
+    validation_fraction: float = 0.15,
+    seed: int = 0,
+    most_recordings: int = 1000,
+) -> Report:
+    """Makes all checks of a set, however damaged it is.
+
+    Args:
+        features: the set, as `open_features(path, check_files=False)` opens it.
+        root: the folder that its video_path starts from; None leaves the recordings out.
+        reference: None leaves the comparison with a model out.
+        validation_fraction, seed: of the split that is looked at where the table has no column `split`.
+        most_recordings: clips whose videos are looked at.
+    """
+    table, fits = tables.open_table(features)
+    aligned, written = not fits.count, table.rows if table else []
+    rows = Rows(table, features.table_name if aligned else lambda _: table.path.name)
+    examples = rows if aligned else Rows(None, features.table_name)
+    captions = [row.get(features.caption_column, "") for row in written]
+    sources = [source_of(row) for row in written]
+
+    files, scan = read_all(features, examples)
+    if table and tables.COLUMN in table.columns:
+        split, values = tables.read_split([row[tables.COLUMN].strip() for row in written], rows)
+    elif aligned:
+        split, values = tables.draw_split(features, validation_fraction, seed)
+    else:
+        split, values = tables.Split([""] * len(written), "nothing"), left_out(tables.SPLIT_VALUES, "no such column")
+    has_text = scan.has_text if aligned else np.ones(len(written), bool)
+    of_captions, words = tables.check_captions(captions, has_text, rows)
+    alone = [""] * len(features)  # of examples whose rows nobody knows
+    of_arrays, distributions, channels = scan.findings(
+        captions if aligned else alone, split.names if aligned else alone, reference and reference.statistics
+    )
+    heard, loudness = recordings.no_recordings("needs --root" if aligned else "no row tells the video"), []
+    if root and aligned:
+        encode = reference and reference.encode
+        heard, loudness = recordings.check_recordings(features, root, most_recordings, encode, rows)
+    by_source, by_split = collections.Counter(sources), collections.Counter(split.names)
+    metadata, length = features.metadata, np.nansum(scan.seconds, dtype=np.float64)
+    return Report(
+        path=str(features.path),
+        facts={
+            "examples": f"{len(features)}, {len(features) * metadata.duration / 3600:.3g} h",
+            "without padding": f"{length / 3600:.3g} h",
+            "each": f"{metadata.duration:g} s at {metadata.mode}",
+            "with video": str(int(scan.has_video.sum())),
+            "with text": str(int(scan.has_text.sum())),
+            "sources": f"{len(by_source)}; the largest has {max(by_source.values(), default=0)} examples",
+            "split": ", ".join(f"{count} {name}" for name, count in by_split.items()) + f", by {split.origin}",
+        },
+        checks=[
+            files,
+            fits,
+            tables.check_ids([row.get("id", "") for row in written], rows),
+            values,
+            tables.check_sources(sources, split, rows),
+            *of_captions,
+            *of_arrays,
+            reference.encoders if reference else left_out(ENCODERS, "needs --weights"),
+            *heard,
+        ],
+        shares={"examples of each split": by_split, "examples of each source": by_source},
+        distributions=[each for each in (words, *distributions, *loudness) if len(each.values)],
+        channels=channels,
+    )
+
+
+def read_all(features: StoredFeatures, rows: Rows) -> tuple[Check, Scan]:
+    """Reads every file and every example, once: a file that has just been hashed is in the system's memory."""
+    check, scan = fault("files of another size or SHA-256 than was written"), Scan(features.metadata, rows)
+    with tqdm.tqdm(total=len(features), desc="checking", unit=" examples", delay=2, disable=None) as bar:
+        for indices, damage in features.files():
+            if damage:
+                check.add(Place(damage))
+            for index in indices:
+                try:
+                    arrays = features.read(index)
+                except ValueError as error:
+                    scan.unreadable(index, error)
+                else:
+                    scan.add(index, arrays)
+                bar.update()
+    return check, scan
+
+
+def show(report: Report) -> None:
+    """Prints a report as a table."""
+    for name, fact in report.facts.items():
+        print(f"{name + ':':<17}{fact}")
+    print(f"\n{'':<9}{'check':<58}{'found':<22}where")
+    for check in report.checks:
+        places = [str(place) for place in check.places[:SHOWN]]
+        more = [f"and {check.count - SHOWN} more"] if check.count > SHOWN else []
+        first, *others = [*places, *more] or [""]
+        print(f"{MARKS[check.verdict]:<9}{check.name:<58}{check.number:<22}{first}".rstrip())
+        for place in others:
+            print(f"{'':<89}{place}")
+    print(f"\n{report.summary}")
+
+
+@errors.main
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmaudio_jax.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("features", type=Path, help="the feature set")
+    add("--report", type=Path, help="write a page to look at, .html")
+    add("--json", type=Path, help="write what was found for machines")
+    add("--root", type=Path, help="the folder that video_path starts from: look at the videos too")
+    add("--recordings", type=int, default=1000, help="videos to look at, at most (default 1000)")
+    add("--weights", type=Path, help="the folder of converted weights: compare with the released model")
+    add("--model", help="which flow network of --weights; by default the first that fits")
+    add("--validation_fraction", type=float, default=0.15, help="of the run whose split is checked (default 0.15)")
+    add("--seed", type=int, default=0, help="of that run (default 0); a column split of the table comes first")
+    args = parser.parse_args()
+    if args.recordings < 1:
+        raise UserError(f"--recordings is {args.recordings}; it must be at least 1")
+    if args.root and not args.root.is_dir():
+        raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
+    features = open_features(args.features, check_files=False)
+    report = check_features(
+        features,
+        root=args.root,
+        reference=load_reference(args.weights, args.model, features) if args.weights else None,
+        validation_fraction=args.validation_fraction,
+        seed=args.seed,
+        most_recordings=args.recordings,
+    )
+    show(report)
+    for path, text in (
+        (args.report, lambda: page.render(report)),
+        (args.json, lambda: json.dumps(report.asdict(), indent=2) + "\n"),
+    ):
+        if path:
+            with atomic_file(path) as temporary:
+                temporary.write_text(text(), encoding="utf-8")
+    return 1 if report.count(Verdict.FAULT) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Checks of a set's table: ids, captions, sources, and which of the sets for training and validation a row is in."""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.check.findings import Check, Distribution, Place, Rows, fault, left_out, warning
+from mmaudio_jax.data.dataset import split_by_source
+from mmaudio_jax.data.example import StoredFeatures
+from mmaudio_jax.data.table import Table
+from mmaudio_jax.errors import UserError
+
+SPLITS = ("train", "val", "test")
+COLUMN = "split"
+SPLIT_VALUES = f"unknown values of the column {COLUMN}"
+SHORT = 3  # letters: a caption of fewer says nothing
+ALIKE = 0.5  # share of the examples that one caption may have
+SPECIAL_TOKENS = 2  # start and end
+
+
+def repeated(values: Iterable) -> Iterator[list[int]]:
+    """The indices of each value that occurs more than once."""
+    found: dict = collections.defaultdict(list)
+    for i, value in enumerate(values):
+        found[value].append(i)
+    return (indices for indices in found.values() if len(indices) > 1)
+
+
+def open_table(features: StoredFeatures) -> tuple[Table | None, Check]:
+    """The set's table, as much of it as there is, and whether it belongs to the examples line by line."""
+    check = fault("a table that does not fit the examples")
+    try:
+        return features.table, check
+    except UserError as error:
+        check.add(Place(str(error)))
+    try:
+        return features.read_table(), check
+    except UserError:
+        return None, check
+
+
+def check_ids(ids: Sequence[str], rows: Rows) -> Check:
+    """Every example has an id of its own."""
+    check = fault("double ids")
+    for indices in repeated(ids):
+        check.add(rows.together(indices))
+    return check
+
+
+def check_captions(captions: Sequence[str], has_text: Sequence[bool], rows: Rows) -> tuple[list[Check], Distribution]:
+    """Captions that are empty, short, long or alike, and how many words they have.
+
+    Args:
+        captions: one an example.
+        has_text: which examples have stored features of a text.
+        rows: where the examples are.
+    """
+    empty, unread = fault("empty captions of stored text features"), warning("captions without stored text features")
+    short, long, alike = (
+        warning(f"captions under {SHORT} letters"),
+        warning(f"captions over {CONTEXT_LENGTH} tokens, of which CLIP reads the first"),
+        warning("one caption for most examples"),
+    )
+    tokens: dict[str, int] = {}
+    for i, (caption, stored) in enumerate(zip(map(str.strip, captions), has_text, strict=True)):
+        if not caption:
+            if stored:
+                empty.add(rows.place(i))
+            continue
+        if not stored:
+            unread.add(rows.place(i))
+        if sum(map(str.isalpha, caption)) < SHORT:
+            short.add(rows.place(i, repr(caption)))
+        if len(caption.encode()) > CONTEXT_LENGTH - SPECIAL_TOKENS:  # a token has one byte at least
+            if caption not in tokens:
+                tokens[caption] = count_tokens(caption)
+            if tokens[caption] > CONTEXT_LENGTH:
+                long.add(rows.place(i, f"{tokens[caption]} tokens"))
+    given = collections.Counter(caption.strip() for caption in captions if caption.strip())
+    if given:
+        caption, count = given.most_common(1)[0]
+        alike.note = f"{len(given)} distinct"
+        if count > 1 and count > ALIKE * len(captions):
+            first = next(i for i, other in enumerate(captions) if other.strip() == caption)
+            alike.add(rows.place(first, f"{caption[:60]!r} is the caption of {count} of {len(captions)} examples"))
+    words = np.array([len(caption.split()) for caption in captions], np.float32)
+    return [empty, unread, short, long, alike], Distribution("words of a caption", "words", words)
+
+
+class Split(NamedTuple):
+    """Which part of the data each example belongs to: one name an example, and who says so."""
+
+    names: list[str]
+    origin: str
+
+
+def read_split(column: Sequence[str], rows: Rows) -> tuple[Split, Check]:
+    """The split by the table's column, and its values that are none of `SPLITS`."""
+    check = fault(SPLIT_VALUES)
+    for i, name in enumerate(column):
+        if name not in SPLITS:
+            check.add(rows.place(i, f"{name!r} is none of {', '.join(SPLITS)}"))
+    return Split(list(column), f"the column {COLUMN}"), check
+
+
+def draw_split(features: StoredFeatures, fraction: float, seed: int) -> tuple[Split, Check]:
+    """The split of a run with this fraction and seed, or none where the set has too few sources."""
+    origin = f"a run with validation_fraction={fraction:g} and seed={seed}"
+    names = ["train"] * len(features)
+    try:
+        _, validation = split_by_source(features, fraction, seed)
+    except UserError as error:
+        check = warning("a set that cannot be split by source")
+        check.add(Place(str(error)))
+        return Split(names, "nothing"), check
+    for i in validation:
+        names[i] = "val"
+    return Split(names, origin), left_out(SPLIT_VALUES, "no such column")
+
+
+def check_sources(sources: Sequence[str], split: Split, rows: Rows) -> Check:
+    """No source video is in two parts of the data."""
+    check = fault("sources in two splits")
+    parts: dict[str, dict[str, int]] = collections.defaultdict(dict)
+    for i, (source, name) in enumerate(zip(sources, split.names, strict=True)):
+        parts[source].setdefault(name, i)
+    for source, found in parts.items():
+        if len(found) > 1:
+            check.add(rows.together(list(found.values()), f"{source!r} is in {' and '.join(found)}"))
+    return check

@@ -1,0 +1,79 @@
+"""`mmaudio_jax.data.show` tells of one example and makes it heard and seen."""
+
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from media_files import tone, write_media
+
+from mmaudio_jax import plots
+from mmaudio_jax.data import media, show
+from mmaudio_jax.data.records import FeatureWriter, open_features
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, small_weights):
+    """`python -m mmaudio_jax.data.show SET ID --out out …`: (exit code, what it printed)."""
+
+    def call(path, id, *options):
+        places = ["--weights", str(small_weights), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["show", str(path), id, *places, *map(str, options)])
+        with pytest.raises(SystemExit) as end:
+            show.main()
+        printed = capsys.readouterr()
+        return end.value.code, printed.out + printed.err
+
+    return call
+
+
+def test_an_example_is_described_and_heard(run, small_features, tmp_path):
+    code, printed = run(small_features, "clip3")
+    assert code == 0 and "clips.tsv" in printed
+    for line in (
+        "caption             a sound",
+        "source              video1",
+        "1 s of its own (32 of 32 latent frames)",
+    ):
+        assert line in printed
+    mean = open_features(small_features)[3]["mean"]
+    (line,) = (line for line in printed.splitlines() if line.startswith("  mean"))
+    values = (mean.min(), mean.mean(), mean.max(), mean.std())
+    assert line.split() == ["mean", "32×20", *(f"{value:.3g}" for value in values)]
+    sound, rate = soundfile.read(tmp_path / "out/clip3.wav")
+    assert rate == 16_000 and len(sound) == 16_000 and np.abs(sound).max() > 0
+    assert plots.read_picture(tmp_path / "out/clip3.png").shape == (600, 1200, 3)
+
+
+def test_an_unknown_id_names_the_nearest(run, small_features, tmp_path):
+    code, printed = run(small_features, "Clip11")
+    assert code == 1 and "has no example 'Clip11'; the nearest of its 12 ids: clip11, " in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_its_video_an_example_is_seen(run, small_features, tmp_path):
+    write_media(tmp_path / "a.mp4", count=40, size=(256, 256), audio=tone(1.6, 44_100))
+    features = open_features(small_features)
+    row = {"id": "a/b", "caption": "a tone", "video_path": "a.mp4", "start_time": "0.2", "end_time": "1.4"}
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes) as writer:
+        writer.append(row, {name: features[0][name] for name in features.metadata.shapes})
+        writer.append({**row, "id": "bare"}, {name: features[1][name] for name in ("mean", "std")})
+    code, printed = run(tmp_path / "set", "a/b", "--root", tmp_path)
+    assert code == 1 and "the id 'a/b' cannot name a file" in printed
+    code, printed = run(tmp_path / "set", "bare", "--root", tmp_path)
+    assert code == 0 and printed.count("none stored") == 3
+    for name in ("bare.wav", "bare.png", "bare_frames.png", "bare.mp4"):
+        assert (tmp_path / "out" / name).exists() and str(tmp_path / "out" / name) in printed
+    assert media.probe(tmp_path / "out/bare.mp4").duration == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_contact_sheet_has_frames_beside_the_spectrogram(tmp_path):
+    frames = np.zeros((40, 32, 32, 3), np.uint8)
+    frames[:, :, :, 0] = np.linspace(60, 255, 40, dtype=np.uint8)[:, None, None]
+    audio = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000).astype(np.float32)
+    plots.save_contact_sheet(tmp_path / "a.png", frames, np.arange(40) / 40, audio, 16_000)
+    image = plots.read_picture(tmp_path / "a.png").astype(int)
+    assert image.shape == (600, 1400, 3)
+    red = (image[..., 0] > 50) & (image[..., 1] < 20) & (image[..., 2] < 20)
+    assert len(np.unique(image[red][:, 0])) >= 16 and red[:, :700].sum() > 50_000  # sixteen frames, on the left
+    assert image[:, 700:].sum(axis=-1).min() < 30  # the spectrogram on the right
