@@ -14,9 +14,9 @@ from jaxtyping import Float
 from mmaudio_jax.data import media
 from mmaudio_jax.data.check.findings import Check, Distribution, Rows, fault, left_out, warning
 from mmaudio_jax.data.clips import clip_of, require_columns
-from mmaudio_jax.data.example import StoredFeatures
+from mmaudio_jax.data.example import StoredFeatures, check_arrays
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sequence import MODES, lengths
+from mmaudio_jax.sequence import MODES, VAE_FACTOR, lengths
 
 OFFSET = 0.05  # seconds that picture and sound may begin apart, and that a latent may be early or late
 REACH = 1.0  # seconds around its place where a latent is looked for
@@ -50,52 +50,91 @@ def check_recordings(
         require_columns(features.table)
     except UserError as error:
         return no_recordings(str(error)), []
-    indices = np.unique(np.linspace(0, len(features) - 1, min(most, len(features))).round().astype(int))
-    files, offset, quiet = fault(NAMES["files"]), warning(NAMES["offset"]), warning(NAMES["quiet"])
-    stored, late = fault(NAMES["stored"]), fault(NAMES["late"])
-    mode, duration = MODES[features.metadata.mode], features.metadata.duration
-    samples = lengths(duration, mode).samples
-    levels, starts = [], []
-    for index in tqdm.tqdm(indices.tolist(), desc="listening", unit=" clips", delay=2, disable=None):
-        try:
-            clip = clip_of(features.table.rows[index], features.table.lines[index], root.resolve())
-            info = media.probe(clip.video)
-            audio = media.read_audio(clip.video, clip.start_time, duration, mode.sample_rate, samples)
-        except (UserError, ValueError) as error:
-            files.add(rows.place(index, str(error)))
-            continue
-        if info.has_video:
-            starts.append(info.audio_start - info.video_start)
-            if abs(starts[-1]) > OFFSET:
-                when = "after" if starts[-1] > 0 else "before"
-                offset.add(rows.place(index, f"the sound begins {abs(starts[-1]):.3f} s {when} the picture"))
-        levels.append(10 * np.log10(np.mean(np.square(audio, dtype=np.float64))))
-        if levels[-1] < QUIET:
-            quiet.add(rows.place(index, f"{levels[-1]:.1f} dB"))
-        if encode:
-            try:
-                latent = features.read(index)["mean"]
-            except (ValueError, KeyError):  # which the pass over the examples has told
-                continue
-            alike, lag = best_lag(latent, encode(audio[None])[0], round(REACH / duration * len(latent)))
-            seconds = lag * duration / len(latent)
-            if not alike >= SAME:
-                stored.add(rows.place(index, f"correlation {alike:.2f}"))
-            elif abs(seconds) > OFFSET:
-                late.add(rows.place(index, f"{abs(seconds):.3f} s {'late' if lag > 0 else 'early'}"))
-    for check in (files, offset, quiet, *([stored, late] if encode else [])):
-        check.note = f"{check.count} of {len(indices)} clips"
-    compared = [stored, late] if encode else [left_out(NAMES[name], "needs --weights") for name in ("stored", "late")]
-    distributions = [
-        Distribution("loudness where the peak is at −0.4 dB", "dB of full scale, root mean square", np.array(levels)),
-        Distribution("start of the sound after that of the picture", "seconds", np.array(starts)),
-    ]
-    return [files, offset, *compared, quiet], [each for each in distributions if len(each.values)]
+    indices = np.unique(np.linspace(0, len(features) - 1, min(most, len(features))).round().astype(int)).tolist()
+    recordings = _Recordings(features, root.resolve(), encode, rows)
+    for index in tqdm.tqdm(indices, desc="listening", unit=" clips", delay=2, disable=None):
+        recordings.add(index)
+    return recordings.findings(len(indices))
 
 
 def no_recordings(reason: str) -> list[Check]:
     """The same checks, left out."""
     return [left_out(name, reason) for name in NAMES.values()]
+
+
+class _Recordings:
+    """Takes in the videos of examples, and tells what is wrong with them."""
+
+    def __init__(self, features: StoredFeatures, root: Path, encode: Encode | None, rows: Rows):
+        self._features, self._root, self._encode, self._rows = features, root, encode, rows
+        self._mode, self._duration = MODES[features.metadata.mode], features.metadata.duration
+        self._files, self._offset, self._quiet = (
+            fault(NAMES["files"]),
+            warning(NAMES["offset"]),
+            warning(NAMES["quiet"]),
+        )
+        self._stored, self._late = fault(NAMES["stored"]), fault(NAMES["late"])
+        self._levels: list[float] = []
+        self._starts: list[float] = []
+
+    def add(self, index: int) -> None:
+        """Looks at the video of an example."""
+        table, latent = self._features.table, self._latent(index)
+        length = lengths(self._duration, self._mode)
+        samples = (length.latent if latent is None else len(latent)) * length.samples // length.latent
+        seconds = min(self._duration, samples / self._mode.sample_rate)
+        try:
+            clip = clip_of(table.rows[index], table.lines[index], self._root)
+            info = media.probe(clip.video)
+            audio = media.read_audio(clip.video, clip.start_time, seconds, self._mode.sample_rate, samples)
+        except (UserError, ValueError) as error:
+            self._files.add(self._rows.place(index, str(error)))
+            return
+        if info.has_video:
+            self._starts.append(info.audio_start - info.video_start)
+            if abs(self._starts[-1]) > OFFSET:
+                when = "after" if self._starts[-1] > 0 else "before"
+                what = f"the sound begins {abs(self._starts[-1]):.3f} s {when} the picture"
+                self._offset.add(self._rows.place(index, what))
+        self._levels.append(float(10 * np.log10(np.mean(np.square(audio, dtype=np.float64)))))
+        if self._levels[-1] < QUIET:
+            self._quiet.add(self._rows.place(index, f"{self._levels[-1]:.1f} dB"))
+        if self._encode and latent is not None:
+            heard = self._encode(np.pad(audio, (0, length.samples - samples))[None])[0]
+            self._compare(index, latent, heard[: len(latent)])
+
+    def _latent(self, index: int) -> Float[np.ndarray, "n z"] | None:
+        """The frames of the stored latent that are full of the clip's sound; None of what is damaged."""
+        try:
+            arrays = self._features.read(index)
+            check_arrays(arrays, self._features.metadata.shapes)
+        except ValueError:
+            return None
+        latent = arrays["mean"]
+        own = int(arrays.get("latents", len(latent)))
+        return latent if own == len(latent) else latent[: own - 1]  # the last before the padding may be part of it
+
+    def _compare(self, index: int, stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"]) -> None:
+        frame = self._mode.hop * VAE_FACTOR / self._mode.sample_rate  # seconds
+        alike, lag = best_lag(stored, heard, round(REACH / frame))
+        if alike < SAME:
+            self._stored.add(self._rows.place(index, f"correlation {alike:.2f}"))
+        elif abs(lag) * frame > OFFSET:
+            self._late.add(self._rows.place(index, f"{abs(lag) * frame:.3f} s {'late' if lag > 0 else 'early'}"))
+
+    def findings(self, looked_at: int) -> tuple[list[Check], list[Distribution]]:
+        """All checks, and the histograms, of so many clips."""
+        compared = [self._stored, self._late]
+        made = [self._files, self._offset, self._quiet, *(compared if self._encode else [])]
+        for check in made:
+            check.note = f"{check.count} of {looked_at} clips"
+        if not self._encode:
+            compared = [left_out(check.name, "needs --weights") for check in compared]
+        levels, starts = np.array(self._levels), np.array(self._starts)
+        return [self._files, self._offset, *compared, self._quiet], [
+            Distribution("loudness where the peak is at −0.4 dB", "dB of full scale, root mean square", levels),
+            Distribution("start of the sound after that of the picture", "seconds", starts),
+        ]
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:
