@@ -13,11 +13,11 @@ from mmaudio_jax.data.records import FeatureWriter, open_features
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys, small_weights):
+def run(tmp_path, monkeypatch, capsys, demo_weights):
     """`python -m mmaudio_jax.data.show SET ID --out out …`: (exit code, what it printed)."""
 
     def call(path, id, *options):
-        places = ["--weights", str(small_weights), "--out", str(tmp_path / "out")]
+        places = ["--weights", str(demo_weights), "--out", str(tmp_path / "out")]
         monkeypatch.setattr(sys, "argv", ["show", str(path), id, *places, *map(str, options)])
         with pytest.raises(SystemExit) as end:
             show.main()

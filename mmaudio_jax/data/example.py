@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def example_shapes(
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Checks what an example has: mean and std always; clip_f and sync_f together or not at all; text_f, latents or not.
+    """Checks what an example has: mean and std always; clip_f and sync_f both or not; text_f and latents or not.
 
     Raises:
         ValueError: naming the array that is missing, does not belong there, has another shape or type, or is no number
@@ -193,6 +193,10 @@ class StoredFeatures(FeatureSet):
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:
         """The arrays that are stored for one example, without what it lacks; a ValueError if they cannot be read."""
+
+    def files(self) -> Iterator[tuple[range, str | None]]:
+        """The examples of each file in turn, and what is wrong with it by the hash that was kept, if one was."""
+        yield range(len(self)), None
 
     @abc.abstractmethod
     def read_table(self) -> Table:

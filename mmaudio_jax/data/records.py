@@ -6,7 +6,7 @@ It opens when all of its parts are there, and says which are not.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,14 @@ from mmaudio_jax.files import atomic_directory
 COMMAND = "python -m mmaudio_jax.features --clips clips.tsv --root DIR --weights weights --out"
 
 
-def open_features(path: str | os.PathLike) -> StoredFeatures:
+def open_features(path: str | os.PathLike, *, damaged: bool = False) -> StoredFeatures:
     """Opens a feature set, this project's own or a TensorDict memory-map folder, known by what lies in it.
 
     The table of a TensorDict folder is the TSV of the folder's name beside it.
+
+    Args:
+        path: the folder.
+        damaged: open it also where files of a part are missing or too short, to read what can be read.
 
     Raises:
         UserError: the folder, one of its parts or its table is missing, it is neither kind, or is damaged.
@@ -44,7 +48,7 @@ def open_features(path: str | os.PathLike) -> StoredFeatures:
         )
     if not parts_in(path):
         raise UserError(f"{path} is not a feature set: it has neither parts nor the meta.json of a TensorDict")
-    return RecordFeatures(path)
+    return RecordFeatures(path, damaged=damaged)
 
 
 def parts_in(path: Path) -> set[PartName]:
@@ -96,13 +100,19 @@ class FeatureWriter(contextlib.AbstractContextManager):
 class RecordFeatures(StoredFeatures):
     """A feature set that `FeatureWriter` or the extraction wrote."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, damaged: bool = False):
         """Opens the folder; neither records nor the table are read yet.
+
+        Args:
+            path: the folder.
+            damaged: the files of a part need not be there and whole.
 
         Raises:
             UserError: a part is missing, metadata and files do not go together, or the parts do not.
         """
         self._parts = _open_parts(path)
+        if not damaged:
+            _check_files(self._parts)
         count = sum(found.metadata.count for found in self._parts)
         super().__init__(path, dataclasses.replace(self._parts[0].metadata, count=count))
         self._records = Records([(found.path / s.name, s.count) for found in self._parts for s in found.shards])
@@ -111,15 +121,24 @@ class RecordFeatures(StoredFeatures):
         """Reads one record; several threads may read at once."""
         return part.unpack(self._records[index])
 
+    def files(self) -> Iterator[tuple[range, str | None]]:
+        """As of `StoredFeatures`, by size and SHA-256."""
+        first = 0
+        for found in self._parts:
+            for shard in found.shards:
+                yield range(first, first + shard.count), shard.fault(found.path, whole=True)
+                first += shard.count
+
     def check_shards(self) -> None:
         """Reads every file once and compares it with what was written.
 
         Raises:
             UserError: a file is missing, or has another size or SHA-256 than metadata.json says; names the first.
         """
-        files = [(found.path, shard) for found in self._parts for shard in found.shards]
-        for folder, shard in tqdm.tqdm(files, desc=f"checking {self.path}", unit=" shards", leave=False, disable=None):
-            if fault := shard.fault(folder, whole=True):
+        total = sum(len(found.shards) for found in self._parts)
+        bar = tqdm.tqdm(self.files(), f"checking {self.path}", total, unit=" shards", leave=False, disable=None)
+        for _, fault in bar:
+            if fault:
                 raise UserError(f"{fault}; copy it again, or start its extraction again")
 
     def read_table(self) -> Table:
@@ -139,7 +158,7 @@ class RecordFeatures(StoredFeatures):
 
 
 def _open_parts(path: Path) -> list[Part]:
-    """All parts, checked against each other and against the sizes of their files."""
+    """All parts, checked against each other."""
     names = parts_in(path)
     (count, *others) = {name.count for name in names}
     if others:
@@ -158,11 +177,16 @@ def _open_parts(path: Path) -> list[Part]:
                 f"{found.path} has another {', '.join(differ)} than {parts[0].path}: start its extraction again, or "
                 "remove it first"
             )
+    return parts
+
+
+def _check_files(parts: Iterable[Part]) -> None:
+    """Raises a UserError if a file of a part is missing or has another size than was written."""
+    for found in parts:
         if not (found.path / part.TABLE).is_file():
             raise UserError(f"there is no table {found.path / part.TABLE}; start its extraction again")
         if fault := next(filter(None, (shard.fault(found.path, whole=False) for shard in found.shards)), None):
             raise UserError(f"{fault}; copy it again, or start its extraction again")
-    return parts
 
 
 def _traits(found: Part) -> dict[str, object]:

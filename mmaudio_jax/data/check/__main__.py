@@ -19,11 +19,12 @@ from mmaudio_jax.data.check import page, recordings, tables
 from mmaudio_jax.data.check.examples import ReleasedStatistics, Scan
 from mmaudio_jax.data.check.findings import Check, Place, Report, Rows, Verdict, fault, left_out
 from mmaudio_jax.data.example import StoredFeatures, source_of
-from mmaudio_jax.data.records import open_features
+from mmaudio_jax.data.records import RecordFeatures, open_features
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
 ENCODERS = "encoders other than those in --weights"
+FILES = "files of another size or SHA-256 than was written"
 SHOWN = 3  # places that the console names
 MARKS = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAULT: "FAULT", Verdict.LEFT_OUT: "–"}
 
@@ -47,7 +48,7 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     Raises:
         UserError: there is no such network.
     """
-    from mmaudio_jax.features import Encoders
+    from mmaudio_jax.encoders import Encoders
 
     mode, channels = features.metadata.mode, features.metadata.shapes["mean"][1]
     known = {path.parent.name: weights.read_metadata(path.parent) for path in sorted(root.glob("*/metadata.json"))}
@@ -79,7 +80,7 @@ def check_features(
     """Makes all checks of a set, however damaged it is.
 
     Args:
-        features: the set, as `open_features(path, check_files=False)` opens it.
+        features: the set, as `open_features(path, damaged=True)` opens it.
         root: the folder that its video_path starts from; None leaves the recordings out.
         reference: None leaves the comparison with a model out.
         validation_fraction, seed: of the split that is looked at where the table has no column `split`.
@@ -141,7 +142,9 @@ def check_features(
 
 def read_all(features: StoredFeatures, rows: Rows) -> tuple[Check, Scan]:
     """Reads every file and every example, once: a file that has just been hashed is in the system's memory."""
-    check, scan = fault("files of another size or SHA-256 than was written"), Scan(features.metadata, rows)
+    check, scan = fault(FILES), Scan(features.metadata, rows)
+    if not isinstance(features, RecordFeatures):
+        check = left_out(FILES, "no hashes are kept of them")
     with tqdm.tqdm(total=len(features), desc="checking", unit=" examples", delay=2, disable=None) as bar:
         for indices, damage in features.files():
             if damage:
@@ -195,7 +198,7 @@ def main() -> int:
         raise UserError(f"--recordings is {args.recordings}; it must be at least 1")
     if args.root and not args.root.is_dir():
         raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
-    features = open_features(args.features, check_files=False)
+    features = open_features(args.features, damaged=True)
     report = check_features(
         features,
         root=args.root,
