@@ -17,8 +17,8 @@ import tqdm
 from mmaudio_jax import errors, weights
 from mmaudio_jax.data.check import page, recordings, tables
 from mmaudio_jax.data.check.examples import ReleasedStatistics, Scan
-from mmaudio_jax.data.check.findings import Check, Place, Report, Rows, Verdict, fault, left_out
-from mmaudio_jax.data.example import StoredFeatures, source_of
+from mmaudio_jax.data.check.findings import Check, Distribution, Place, Report, Rows, Verdict, fault, left_out
+from mmaudio_jax.data.example import StoredFeatures
 from mmaudio_jax.data.records import RecordFeatures, open_features
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
@@ -86,56 +86,41 @@ def check_features(
         validation_fraction, seed: of the split that is looked at where the table has no column `split`.
         most_recordings: clips whose videos are looked at.
     """
-    table, fits = tables.open_table(features)
-    aligned, written = not fits.count, table.rows if table else []
-    rows = Rows(table, features.table_name if aligned else lambda _: table.path.name)
-    examples = rows if aligned else Rows(None, features.table_name)
-    captions = [row.get(features.caption_column, "") for row in written]
-    sources = [source_of(row) for row in written]
-
-    files, scan = read_all(features, examples)
-    if table and tables.COLUMN in table.columns:
-        split, values = tables.read_split([row[tables.COLUMN].strip() for row in written], rows)
-    elif aligned:
-        split, values = tables.draw_split(features, validation_fraction, seed)
-    else:
-        split, values = tables.Split([""] * len(written), "nothing"), left_out(tables.SPLIT_VALUES, "no such column")
-    has_text = scan.has_text if aligned else np.ones(len(written), bool)
-    of_captions, words = tables.check_captions(captions, has_text, rows)
-    alone = [""] * len(features)  # of examples whose rows nobody knows
+    described, of_table = tables.describe(features, validation_fraction, seed)
+    rows = described.rows if described.fits else Rows()
+    files, scan = read_all(features, rows)
+    captions, split = described.captions, described.split
+    has_text = scan.has_text if described.fits else [bool(caption.strip()) for caption in captions]
+    of_captions, words = tables.check_captions(captions, has_text, described.rows)
+    unknown = [""] * len(features)
     of_arrays, distributions, channels = scan.findings(
-        captions if aligned else alone, split.names if aligned else alone, reference and reference.statistics
+        captions if described.fits else unknown,
+        split.names if described.fits else unknown,
+        reference and reference.statistics,
     )
-    heard, loudness = recordings.no_recordings("needs --root" if aligned else "no row tells the video"), []
-    if root and aligned:
+    heard, loudness = recordings.no_recordings("needs --root" if described.fits else "no row tells the video"), []
+    if root and described.fits:
         encode = reference and reference.encode
         heard, loudness = recordings.check_recordings(features, root, most_recordings, encode, rows)
-    by_source, by_split = collections.Counter(sources), collections.Counter(split.names)
-    metadata, length = features.metadata, np.nansum(scan.seconds, dtype=np.float64)
+    encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
+    by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
+    of_sources = Distribution("examples of a source", "examples", np.array(list(by_source.values()), np.float32))
+    shares = {"examples of each split": by_split, "examples of each caption": by_caption}
+    duration, count = features.metadata.duration, len(features)
     return Report(
         path=str(features.path),
         facts={
-            "examples": f"{len(features)}, {len(features) * metadata.duration / 3600:.3g} h",
-            "without padding": f"{length / 3600:.3g} h",
-            "each": f"{metadata.duration:g} s at {metadata.mode}",
+            "examples": f"{count}, {count * duration / 3600:.3g} h",
+            "without padding": f"{np.nansum(scan.seconds, dtype=np.float64) / 3600:.3g} h",
+            "each": f"{duration:g} s at {features.metadata.mode}",
             "with video": str(int(scan.has_video.sum())),
             "with text": str(int(scan.has_text.sum())),
             "sources": f"{len(by_source)}; the largest has {max(by_source.values(), default=0)} examples",
-            "split": ", ".join(f"{count} {name}" for name, count in by_split.items()) + f", by {split.origin}",
+            "split": f"{', '.join(f'{n} {name}' for name, n in by_split.items())}, by {split.origin}",
         },
-        checks=[
-            files,
-            fits,
-            tables.check_ids([row.get("id", "") for row in written], rows),
-            values,
-            tables.check_sources(sources, split, rows),
-            *of_captions,
-            *of_arrays,
-            reference.encoders if reference else left_out(ENCODERS, "needs --weights"),
-            *heard,
-        ],
-        shares={"examples of each split": by_split, "examples of each source": by_source},
-        distributions=[each for each in (words, *distributions, *loudness) if len(each.values)],
+        checks=[files, *of_table, *of_captions, *of_arrays, encoders, *heard],
+        shares={what: share for what, share in shares.items() if share},
+        distributions=[each for each in (of_sources, words, *distributions, *loudness) if len(each.values)],
         channels=channels,
     )
 

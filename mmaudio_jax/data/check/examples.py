@@ -12,8 +12,8 @@ from mmaudio_jax.data.statistics import ChannelStatistics
 
 EDGE = 8  # an eighth of a latent at each end is not looked at for silence: the VAE's padding shows there
 STILL = 0.01  # change of a latent from frame to frame that is none, in standard deviations of the set
-OFF = 0.5  # how far a channel's mean may be from the released model's, in its standard deviations
-SPREAD = (0.5, 2.0)  # a channel's standard deviation, in units of the released model's
+OFF = 1.0  # how far a channel's mean may be from the released model's, in its standard deviations
+SPREAD = (1 / 3, 3.0)  # a channel's standard deviation, in units of the released model's
 
 ReleasedStatistics = tuple[Float[np.ndarray, " z"], Float[np.ndarray, " z"]]
 """Mean and standard deviation of each channel that a model was trained with."""
@@ -54,7 +54,8 @@ class Scan:
             return
         latent, length = arrays["mean"], self._shapes["mean"][0]
         own = int(arrays.get("latents", length))
-        self._change[index] = _largest_change(latent[:own])
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is not finite
+            self._change[index] = _largest_change(latent[:own])
         if not self._check_values(index, arrays):
             return
         self._whole[index] = True

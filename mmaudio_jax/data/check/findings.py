@@ -13,6 +13,7 @@ from mmaudio_jax.data.table import Table
 MOST = 20  # places that a check keeps of all that it finds
 MOST_TOGETHER = 3  # others that are named beside the first
 BINS = 40  # of a histogram
+LARGEST = 15  # shares that are shown
 
 
 class Verdict(enum.StrEnum):
@@ -41,12 +42,12 @@ class Place:
 class Rows:
     """Tells the places of examples."""
 
-    def __init__(self, table: Table | None, file: Callable[[int], str]):
-        """Of a table, row by row, or of examples without one.
+    def __init__(self, table: Table | None = None, file: Callable[[int], str] = str):
+        """Of the rows of a table; without one, examples are told by their number.
 
         Args:
-            table: None where the examples are told by their number.
-            file: where the row of an example stands.
+            table: whose row i is that of example i.
+            file: where that row stands.
         """
         self._table, self._file = table, file
 
@@ -145,6 +146,11 @@ class Distribution:
         }
 
 
+def largest(share: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The names that have most, with what they have."""
+    return sorted(share.items(), key=lambda item: -item[1])[:LARGEST]
+
+
 @dataclasses.dataclass(frozen=True)
 class Channels:
     """Mean and standard deviation of each channel of the latents; of the released model's too, where it is known."""
@@ -197,7 +203,7 @@ class Report:
             "warnings": self.count(Verdict.WARNING),
             "facts": dict(self.facts),
             "checks": [check.asdict() for check in self.checks],
-            "shares": {what: dict(share) for what, share in self.shares.items()},
+            "shares": {what: dict(largest(share)) for what, share in self.shares.items()},
             "distributions": {each.title: each.asdict() for each in self.distributions},
             "latent_channels": self.channels and self.channels.asdict(),
         }

@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from string import Template
 
-from mmaudio_jax.data.check.findings import BINS, Channels, Check, Distribution, Report, Verdict
+from mmaudio_jax.data.check.findings import BINS, Channels, Check, Distribution, Report, Verdict, largest
 
-BARS = 15  # of the largest shares
+MOST_LETTERS = 28  # of the name of a share
 INK = "#3b528b"
 PAGE = Template("""\
 <!doctype html>
@@ -83,7 +83,7 @@ def _row(check: Check) -> str:
 
 def _figures(report: Report) -> Iterator[str]:
     for what, share in report.shares.items():
-        yield _image(what, lambda axis, what=what, share=share: _draw_shares(axis, what, share))
+        yield _image(what, lambda axis, share=share: _draw_shares(axis, share))
     for distribution in report.distributions:
         yield _image(distribution.title, lambda axis, each=distribution: _draw_distribution(axis, each))
     if report.channels:
@@ -106,14 +106,14 @@ def _image(title: str, draw: Callable) -> str:
     return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{encoded}">'
 
 
-def _draw_shares(axis, what: str, share: Mapping[str, int]) -> None:
-    largest = sorted(share.items(), key=lambda item: -item[1])[:BARS]
-    names = [name if len(name) <= 28 else f"{name[:27]}…" for name, _ in largest]
-    axis.barh(range(len(largest)), [count for _, count in largest], color=INK)
+def _draw_shares(axis, share: Mapping[str, int]) -> None:
+    names, counts = zip(*largest(share), strict=True)
+    short = [name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in names]
+    axis.barh(range(len(names)), counts, color=INK)
     # a dollar would begin a formula
-    axis.set_yticks(range(len(largest)), [name.replace("$", r"\$") for name in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in short], fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlabel("examples" if len(share) <= BARS else f"examples; the largest {BARS} of {len(share)}")
+    axis.set_xlabel("examples" if len(share) == len(names) else f"examples; the largest {len(names)} of {len(share)}")
 
 
 def _draw_distribution(axis, distribution: Distribution) -> None:

@@ -20,7 +20,7 @@ from mmaudio_jax.sequence import MODES, VAE_FACTOR, lengths
 
 OFFSET = 0.05  # seconds that picture and sound may begin apart, and that a latent may be early or late
 REACH = 1.0  # seconds around its place where a latent is looked for
-SAME = 0.5  # least correlation of two latents of the same sound
+SAME = 0.8  # least correlation of two latents of the same sound
 QUIET = -45.0  # dB of full scale, root mean square, where the peak is at -0.4: a click and silence
 
 NAMES = {
@@ -138,8 +138,10 @@ class _Recordings:
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:
-    """The greatest correlation of two latents, and by how many frames the stored one is late there."""
-    reach = min(reach, len(stored) // 2)
+    """The greatest correlation of two latents, all channels counting alike, and by how many frames the stored is late."""
+    scale = heard.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)
+    stored, heard, reach = stored / scale, heard / scale, min(reach, len(stored) // 2)
     found = []
     for lag in range(-reach, reach + 1):
         one, other = stored[max(lag, 0) : len(stored) + min(lag, 0)], heard[max(-lag, 0) : len(heard) + min(-lag, 0)]

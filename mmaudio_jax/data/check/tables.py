@@ -9,7 +9,7 @@ import numpy as np
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Rows, fault, left_out, warning
 from mmaudio_jax.data.dataset import split_by_source
-from mmaudio_jax.data.example import StoredFeatures
+from mmaudio_jax.data.example import StoredFeatures, source_of
 from mmaudio_jax.data.table import Table
 from mmaudio_jax.errors import UserError
 
@@ -27,19 +27,6 @@ def repeated(values: Iterable) -> Iterator[list[int]]:
     for i, value in enumerate(values):
         found[value].append(i)
     return (indices for indices in found.values() if len(indices) > 1)
-
-
-def open_table(features: StoredFeatures) -> tuple[Table | None, Check]:
-    """The set's table, as much of it as there is, and whether it belongs to the examples line by line."""
-    check = fault("a table that does not fit the examples")
-    try:
-        return features.table, check
-    except UserError as error:
-        check.add(Place(str(error)))
-    try:
-        return features.read_table(), check
-    except UserError:
-        return None, check
 
 
 def check_ids(ids: Sequence[str], rows: Rows) -> Check:
@@ -131,3 +118,55 @@ def check_sources(sources: Sequence[str], split: Split, rows: Rows) -> Check:
         if len(found) > 1:
             check.add(rows.together(list(found.values()), f"{source!r} is in {' and '.join(found)}"))
     return check
+
+
+class Described(NamedTuple):
+    """What a set's table says, row by row.
+
+    Attributes:
+        fits: whether row i is that of example i; else the rows are not as many as the examples.
+        rows: where each row stands.
+        captions, sources: as of `FeatureSet`.
+        split: which part of the data each row is in.
+    """
+
+    fits: bool
+    rows: Rows
+    captions: list[str]
+    sources: list[str]
+    split: Split
+
+
+def describe(features: StoredFeatures, fraction: float, seed: int) -> tuple[Described, list[Check]]:
+    """Reads the table, as much of it as there is, and checks what does not need the examples.
+
+    Args:
+        features: the set.
+        fraction, seed: of the run whose split is looked at where the table has no column for it.
+    """
+    fits = fault("a table that does not fit the examples")
+    try:
+        table = features.table
+    except UserError as error:
+        fits.add(Place(str(error)))
+        table = _read_anyway(features)
+    whole, columns, written = not fits.count, table.columns if table else [], table.rows if table else []
+    rows = Rows(table, features.table_name if whole else lambda _: table.path.name)
+    if COLUMN in columns:
+        split, values = read_split([row[COLUMN].strip() for row in written], rows)
+    elif whole:
+        split, values = draw_split(features, fraction, seed)
+    else:
+        split, values = Split([""] * len(written), "nothing"), left_out(SPLIT_VALUES, "no such column")
+    captions = [row.get(features.caption_column, "") for row in written]
+    sources = [source_of(row) for row in written]
+    ids = [row.get("id", "") for row in written]
+    checks = [fits, check_ids(ids, rows), values, check_sources(sources, split, rows)]
+    return Described(whole, rows, captions, sources, split), checks
+
+
+def _read_anyway(features: StoredFeatures) -> Table | None:
+    try:
+        return features.read_table()
+    except UserError:
+        return None
