@@ -138,7 +138,7 @@ class _Recordings:
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:
-    """The greatest correlation of two latents, all channels counting alike, and by how many frames the stored is late."""
+    """The greatest correlation of two latents, all channels counting alike, and how many frames the stored is late."""
     scale = heard.std(axis=0)
     scale = np.where(scale > 0, scale, 1)
     stored, heard, reach = stored / scale, heard / scale, min(reach, len(stored) // 2)
