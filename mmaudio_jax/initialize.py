@@ -23,10 +23,11 @@ from mmaudio_jax.models.mmaudio import PRESETS, MMAudio, MMAudioConfig
 
 
 def latent_statistics(features: FeatureSet) -> tuple[Float[np.ndarray, " z"], Float[np.ndarray, " z"]]:
-    """Mean and unbiased standard deviation of each channel of the posterior means, over all examples and frames."""
+    """Mean and unbiased standard deviation of each channel of the posterior means, over all frames but padding."""
     count, mean, squares = 0, 0.0, 0.0
     for i in tqdm.trange(len(features), desc="latent statistics", unit=" examples", delay=2, disable=None):
-        frames = features[i]["mean"].astype(np.float64)
+        example = features[i]
+        frames = example["mean"][: example["latents"]].astype(np.float64)
         # Chan et al. (1983): exact merging of a part's mean and sum of squares into the whole's
         total, shift = count + len(frames), frames.mean(axis=0) - mean
         squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0) + shift**2 * count * len(frames) / total

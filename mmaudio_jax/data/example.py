@@ -17,7 +17,8 @@ VIDEO = ("clip_f", "sync_f")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
 
 Example = dict[str, np.ndarray]
-"""mean, std (n, z), clip_f (c, ·), sync_f (s, ·), text_f (t, ·) float32; has_video, has_text bool."""
+"""mean, std (n, z), clip_f (c, ·), sync_f (s, ·), text_f (t, ·) float32; has_video, has_text bool; latents int32: how
+many of the n latent frames are the clip's own, before the padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,17 @@ def example_shapes(
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Checks one example: mean and std always; clip_f and sync_f together or not at all; text_f or not.
+    """Checks one example: mean and std always; clip_f and sync_f together or not at all; text_f and latents or not.
 
     Raises:
         ValueError: naming the array that is missing, has another shape or type, is not finite, has an
-            all-zero row, or is a standard deviation that is not positive.
+            all-zero row, is a standard deviation that is not positive, or is no number of latent frames.
     """
+    if "latents" in arrays:
+        latents, length = arrays["latents"], shapes["mean"][0]
+        if latents.dtype != np.int32 or latents.shape != () or not 1 <= latents <= length:
+            raise ValueError(f"latents is {latents.dtype} {latents.tolist()}, not an int32 from 1 to {length}")
+        arrays = {name: array for name, array in arrays.items() if name != "latents"}
     video = [name for name in VIDEO if any(other in arrays for other in VIDEO)]
     for name in dict.fromkeys(["mean", "std", *video, *arrays]):
         if name not in arrays:
@@ -93,7 +99,7 @@ class FeatureSet(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example:
-        """The example, checked; absent conditions are zeros with has_video or has_text false.
+        """The example, checked; absent conditions are zeros with has_video or has_text false, absent latents all.
 
         Raises:
             UserError: the example is damaged (names set, row, id and array).
@@ -161,7 +167,9 @@ class StoredFeatures(FeatureSet):
             ) from None
         zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
         has_text = "text_f" in arrays and bool(row.get(self.caption_column, "").strip())
-        return arrays | zeros | {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text)}
+        latents = np.int32(arrays.get("latents", self.metadata.shapes["mean"][0]))
+        given = {"has_video": np.bool_("clip_f" in arrays), "has_text": np.bool_(has_text), "latents": latents}
+        return arrays | zeros | given
 
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:

@@ -80,13 +80,14 @@ class FeatureWriter(contextlib.AbstractContextManager):
 
         Args:
             row: `id`, `caption` and provenance, a line of clips.tsv.
-            arrays: mean and std; clip_f and sync_f unless it has no video; text_f unless it has no caption.
+            arrays: mean and std; clip_f and sync_f unless it has no video; text_f unless it has no caption; latents
+                where it is padded.
 
         Raises:
             ValueError: as in `check_arrays`; nothing is added.
         """
         check_arrays(arrays, self._metadata.shapes)
-        self._writer.write(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        self._writer.write(safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
         self._rows.append(dict(row))
 
     def __len__(self) -> int:
