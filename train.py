@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from mmaudio_jax import errors
+from mmaudio_jax import config, errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, a file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; started again with the same one, it goes on.")
@@ -30,6 +30,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
         cause = error.args[0]
         text = str(cause.args[0] if isinstance(cause, Exception) else cause)
         asked = re.search(r"'([^']*)'", text)
+        if asked and asked[1] in config.REFUSED:
+            sys.exit(f"error: {config.refusal(asked[1])}")
         near = re.search(r'Did you mean "([^"]*)"', text)
         hint = f"; did you mean {near[1]}?" if near else ""
         sys.exit(f"error: no such config key: {asked[1] if asked else text}{hint} The file of --config lists them")
@@ -49,7 +51,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 @errors.main
 def main(_) -> int:
     """Hands the config over to the experiment."""
-    from mmaudio_jax import config, distributed, experiment
+    from mmaudio_jax import distributed, experiment
 
     if not WORKDIR.value:
         raise errors.UserError("--workdir is empty; name the folder of the run")

@@ -90,4 +90,10 @@ def get_config(size: str = "medium") -> ConfigDict:
     config.objective.drop_clip = 0.0
     config.objective.drop_sync = 0.0
     config.objective.drop_text = 0.1
+
+    config.augment = ConfigDict()  # of what trains, never of what validates; 0 is off
+    config.augment.feature_noise = 0.0  # of the root mean square of clip and sync features
+    config.augment.mixup = 0.0  # probability
+    config.augment.mixup_alpha = 0.4
+    config.augment.time_mask = 0.0  # longest span, of the clip
     return config

@@ -11,15 +11,23 @@ from mmaudio_jax.errors import UserError
 
 T = TypeVar("T")
 
+REFUSED = {  # keys that other tools have, and why there is none here
+    "frequency_mask": "a latent's channels are not bins of frequency, so hiding some hides no band of the sound; "
+    "augment.time_mask hides spans of what is seen",
+}
+
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "config") -> T:
     """Builds a config dataclass, nested ones included.
 
     Raises:
-        UserError: a key that the dataclass does not have (names the nearest), a missing one, or a wrong type.
+        UserError: a key that the dataclass does not have (names the nearest, or says why it is refused), a missing
+            one, or a wrong type.
     """
     expected = typing.get_type_hints(cls)
     for key in values:
+        if key in REFUSED:
+            raise UserError(refusal(f"{prefix}.{key}"))
         if key not in expected:
             near = difflib.get_close_matches(key, expected, n=1)
             hint = f"; did you mean {prefix}.{near[0]}?" if near else f"; there are {', '.join(expected)}"
@@ -28,6 +36,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "config"
     if missing:
         raise UserError(f"the config key {prefix}.{missing[0]} is missing")
     return cls(**{key: _typed(expected[key], values[key], f"{prefix}.{key}") for key in expected})
+
+
+def refusal(name: str) -> str:
+    """Why the key of this dotted name, of `REFUSED`, does not exist."""
+    return f"the config key {name} is refused: {REFUSED[name.rpartition('.')[2]]}"
 
 
 def _typed(expected: Any, value: Any, name: str) -> Any:

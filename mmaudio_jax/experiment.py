@@ -14,6 +14,7 @@ from jax import dtypes
 
 import mmaudio_jax
 from mmaudio_jax import (
+    augment,
     distributed,
     flops,
     listening,
@@ -52,6 +53,7 @@ class TrainConfig(LoopConfig):
         remat: what the backward pass computes again, for memory: see `MMAudio`.
         lora: what is adapted; None trains all weights.
         objective: how a sample is drawn.
+        augment: what else is done to a sample that trains.
         samples: the sounds to generate on the way; None generates none.
     """
 
@@ -65,6 +67,7 @@ class TrainConfig(LoopConfig):
     remat: str
     lora: lora.LoRAConfig | None
     objective: objective.ObjectiveConfig
+    augment: augment.AugmentConfig
     samples: listening.SamplesConfig | None
 
     def __post_init__(self):
@@ -73,6 +76,8 @@ class TrainConfig(LoopConfig):
             raise UserError(f"config.workers is {self.workers}; it must be 0 or more")
         if not 0 < self.validation_fraction < 1:
             raise UserError(f"config.validation_fraction is {self.validation_fraction}; it must lie in (0, 1)")
+        if self.augment.mixup and self.batch_size == 1:
+            raise UserError("augment.mixup mixes the samples of a batch, and config.batch_size is 1; give at least 2")
         for name, known in (
             ("compute_dtype", numerics.DTYPES),
             ("matmul_precision", numerics.PRECISIONS),
@@ -298,8 +303,9 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     check_examples(features)
     identity, latent_dim = identify(config, base, features, begins), base.config.latent_dim
     del base, start  # the run takes the leaves over
-    loss, periodic = objective.make_loss(config.objective, features.names if len(features.names) > 1 else ()), None
-    needed = operations(network, loss, data.shapes())
+    sets, periodic = features.names if len(features.names) > 1 else (), None
+    loss, validation_loss = (objective.make_loss(config.objective, sets, also) for also in (config.augment, None))
+    needed = operations(network, validation_loss, data.shapes())
     if config.samples:
         root, precision = Path(config.weights), config.matmul_precision
         decoder = sampling.Decoder.load(root, config.model, latent_dim, precision, mesh)
@@ -325,6 +331,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         mesh=mesh,
         full_speed=mesh.size * peak * config.batch_size / needed,
         periodic=periodic,
+        validation_loss=validation_loss,
     )
     if not code:
         distributed.say(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 Velocity = Callable[[Float[Array, "b n z"], Float[Array, " b"]], Float[Array, "b n z"]]
 
@@ -26,9 +26,11 @@ def target_velocity(x0: Float[Array, "b n z"], x1: Float[Array, "b n z"]) -> Flo
     return x1 - x0
 
 
-def squared_error(predicted: Float[Array, "b n z"], target: Float[Array, "b n z"]) -> Float[Array, " b"]:
-    """Mean over time and channels, one value a sample."""
-    return jnp.mean(jnp.square(predicted - target), axis=(1, 2))
+def squared_error(
+    predicted: Float[Array, "b n z"], target: Float[Array, "b n z"], where: Bool[Array, "b n 1"] | None = None
+) -> Float[Array, " b"]:
+    """Mean over time and channels, one value a sample; `where`: over these frames alone."""
+    return jnp.mean(jnp.square(predicted - target), axis=(1, 2), where=where)
 
 
 T_DISTRIBUTIONS = {

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from mmaudio_jax import flow_matching
+from mmaudio_jax.augment import AugmentConfig, augment
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import MMAudio
 
@@ -98,21 +99,41 @@ def velocities(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Float[Array,
     return predicted, flow_matching.target_velocity(draws.x0, draws.x1)
 
 
-def make_loss(config: ObjectiveConfig, sets: Sequence[str] = ()) -> Callable:
+def own_frames(batch: Batch, like: Float[Array, "b n z"]) -> Bool[Array, "b n 1"]:
+    """Which latent frames are the clip's own: the first `latents` (b,) of each sample, all where it is not given."""
+    count, length = like.shape[:2]
+    latents = batch.get("latents", jnp.full(count, length))
+    return (jnp.arange(length) < latents[:, None])[:, :, None]
+
+
+def make_loss(config: ObjectiveConfig, sets: Sequence[str] = (), augmentation: AugmentConfig | None = None) -> Callable:
     """The loss that the trainer takes: (model, batch, key) → (loss, measures).
 
     A batch holds mean, std (b, n, z), clip_f (b, c, f), sync_f (b, s, g), text_f (b, t, e), has_video, has_text,
-    position, each (b,), and optionally weight (b,). The loss of each of `sets` is measured as loss/NAME; the batch then
-    also holds set (b,), which tells each sample's. Every measure is a pair (weighted sum, sum of weights), of
-    `loss_by_t` one each for `T_BINS` bins of t; the norms of a velocity are per element, the root of the mean square.
+    position, each (b,), and optionally weight and latents (b,). The loss of each of `sets` is measured as loss/NAME;
+    the batch then also holds set (b,), which tells each sample's. Every measure is a pair (weighted sum, sum of
+    weights), of `loss_by_t` one each for `T_BINS` bins of t; the norms of a velocity are per element, the root of the
+    mean square.
+
+    A padded clip goes on with silence while its last frame stands: the network sees both, as it sees every frame at
+    generation, and what it answers there is left out of the loss and of all measures. `latents` counts the frames
+    before the padding; a sample's loss is the mean over them and the channels.
+
+    `augmentation` is for training alone; without it the loss is the one that validates.
     """
 
     def loss(model: MMAudio, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], dict]:
         draws = draw(model, batch, key, config)
+        if augmentation:
+            batch, latent = augment(model, batch, draws.x1, key, augmentation)
+            draws = draws._replace(x1=latent)
         predicted, target = velocities(model, batch, draws)
-        error = flow_matching.squared_error(predicted, target)
-        rms_predicted, rms_target = (jnp.sqrt(jnp.mean(jnp.square(v), axis=(1, 2))) for v in (predicted, target))
-        cosine = jnp.mean(predicted * target, axis=(1, 2)) / jnp.maximum(rms_predicted * rms_target, 1e-12)
+        own = own_frames(batch, target)
+        error = flow_matching.squared_error(predicted, target, own)
+        rms_predicted, rms_target = (
+            jnp.sqrt(jnp.mean(jnp.square(v), axis=(1, 2), where=own)) for v in (predicted, target)
+        )
+        cosine = jnp.mean(predicted * target, axis=(1, 2), where=own) / jnp.maximum(rms_predicted * rms_target, 1e-12)
         weight = batch.get("weight", jnp.ones_like(error))
 
         def weighted(value, weight):

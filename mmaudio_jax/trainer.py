@@ -128,6 +128,7 @@ def train(
     mesh: Mesh,
     full_speed: float,
     periodic: Periodic | None = None,
+    validation_loss: train_step.Loss | None = None,
 ) -> int:
     """Trains, or goes on training, in `workdir`.
 
@@ -142,6 +143,7 @@ def train(
         mesh: the devices.
         full_speed: examples a second that they could do if they did nothing but multiply; mfu is the share of it.
         periodic: what else is done now and then, such as listening.
+        validation_loss: what validates; None: `loss` does.
 
     Returns:
         The exit code: 0, or `START_AGAIN` if the run was told to stop (SIGTERM) and has saved where it is.
@@ -153,7 +155,7 @@ def train(
         stop_asked = stack.enter_context(distributed.stop_requests())
         stack.enter_context(_alone_in(workdir))
         checkpoints = stack.enter_context(RunCheckpoints(workdir, identity, config.keep_last, config.keep_every))
-        run = _Run(config, network, loss, data, key, mesh, full_speed, periodic)
+        run = _Run(config, network, loss, validation_loss or loss, data, key, mesh, full_speed, periodic)
         run.begin(workdir, identity, checkpoints, stack)
         if run.finished:
             return 0
@@ -185,13 +187,13 @@ def _alone_in(workdir: Path) -> Iterator[None]:
 class _Run:
     """One process's part in a run, from the state that it starts with to its end."""
 
-    def __init__(self, config, network, loss, data, key, mesh, full_speed, periodic):
+    def __init__(self, config, network, loss, validation_loss, data, key, mesh, full_speed, periodic):
         self._config, self._network, self._data, self._mesh = config, network, data, mesh
         self._full_speed, self._periodic = full_speed, periodic
         self._train_key, self._eval_key = jax.random.split(key)
         self._optimizer = optim.make_optimizer(config.optimizer, config.num_steps)
         self._train_step = train_step.make_train_step(network.graphdef, loss, self._optimizer, mesh)
-        self._eval_step = train_step.make_eval_step(network.graphdef, loss, mesh)
+        self._eval_step = train_step.make_eval_step(network.graphdef, validation_loss, mesh)
         self._learning_rate = optim.learning_rate(config.optimizer, config.num_steps)
         self._pending: list[tuple[int, train_step.Measures]] = []
         self._skipped = 0  # steps in a row

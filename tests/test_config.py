@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import math
 import re
 import types
 import typing
@@ -142,6 +143,17 @@ def test_a_wrong_value_is_named(change, message):
         ("lora", "rnk", 3, r"config.lora.rnk does not exist; did you mean config.lora.rank\?"),
         ("lora", "ranks", {"ffn": "8"}, "config.lora.ranks.ffn is '8'; it must be of type int"),
         ("lora", "start", 3, "config.lora.start is 3; it must be of type str"),
+        ("augment", "mixup", 1.5, r"augment.mixup is 1.5; it must lie in \[0, 1\]"),
+        ("augment", "time_mask", -0.1, r"augment.time_mask is -0.1; it must lie in \[0, 1\]"),
+        ("augment", "feature_noise", math.nan, "augment.feature_noise is nan; it must be a number of 0 or more"),
+        ("augment", "mixup_alpha", 0, "augment.mixup_alpha is 0.0; it must be a positive number"),
+        (
+            "augment",
+            "frequency_mask",
+            0.1,
+            "config.augment.frequency_mask is refused: a latent's channels are",
+        ),
+        ("objective", "frequency_mask", 0, "config.objective.frequency_mask is refused: a latent's channels"),
     ],
 )
 def test_a_wrong_value_in_a_group_is_named(group, key, value, message):
@@ -149,6 +161,14 @@ def test_a_wrong_value_in_a_group_is_named(group, key, value, message):
     values[group][key] = value
     with pytest.raises(UserError, match=message):
         config.from_mapping(experiment.TrainConfig, values)
+
+
+def test_a_sample_alone_in_its_batch_cannot_be_mixed():
+    values = shipped() | {"batch_size": 1}
+    read(values)
+    values["augment"]["mixup"] = 0.5
+    with pytest.raises(UserError, match="augment.mixup mixes the samples of a batch, and config.batch_size is 1"):
+        read(values)
 
 
 def test_a_missing_key_is_named():

@@ -102,6 +102,7 @@ def test_a_batch_may_be_larger_than_the_set(features):
     assert which(batch) == [4, 4, 4] and batch["position"].tolist() == [0, 1, 2]
     assert batch["position"].dtype == np.int64 and batch["has_video"].dtype == bool
     assert {name: batch[name].shape[1:] for name in SHAPES} == SHAPES
+    assert batch["latents"].tolist() == [SHAPES["mean"][0]] * 3 and batch["latents"].dtype == np.int32
 
 
 def damage(features, folder):

@@ -18,7 +18,7 @@ from small_run import ROOT, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import lora_16k
-from mmaudio_jax import checkpoint, config, experiment, sharding, trees, weights
+from mmaudio_jax import augment, checkpoint, config, experiment, sharding, trees, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
@@ -97,6 +97,21 @@ def test_a_finished_run_started_again_changes_nothing(small_config, finished, ca
     train(small_config, finished[0])
     assert "has come to step 6 and so is finished" in capsys.readouterr().out
     assert (finished[0] / "metrics.jsonl").read_text() == before
+
+
+def test_augmentation_is_for_training_and_a_run_that_goes_on_draws_the_same(small_config, finished, tmp_path):
+    everything = augment.AugmentConfig(feature_noise=0.5, mixup=1.0, mixup_alpha=1.0, time_mask=0.5)
+    augmented = dataclasses.replace(small_config, augment=everything)
+    train(augmented, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "6")
+    train(augmented, tmp_path / "again")
+    whole, again = (checkpoint.load_adapter(tmp_path / name) for name in ("whole", "again"))
+    assert whole.step == again.step == 6
+    assert all((whole.params[path] == again.params[path]).all() for path in whole.params)
+    assert measured(tmp_path / "whole", "validation/loss")[0] == measured(finished[0], "validation/loss")[0]
+    trained, plain = (measured(folder, "train/loss")[2] for folder in (tmp_path / "whole", finished[0]))
+    assert trained != pytest.approx(plain, rel=1e-3)
 
 
 def test_a_dry_run_tells_layers_leaves_memory_and_operations_and_writes_nothing(
@@ -186,15 +201,16 @@ def stages(small_config, finished, tmp_path_factory):
     return folder / "one", folder / "two", out.getvalue()
 
 
-def validation_losses(workdir):
+def measured(workdir, tag):
+    """{step: value} of a measure."""
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    return {row["step"]: row[tag] for row in rows if tag in row}
 
 
 def test_a_run_begins_where_its_start_was(stages):
     one, two, printed = stages
     assert f"the adapter begins as that of {one}@4, step 4" in printed
-    first, second = validation_losses(one), validation_losses(two)
+    first, second = measured(one, "validation/loss"), measured(two, "validation/loss")
     assert second[0] == pytest.approx(first[4], rel=1e-6) and second[0] != pytest.approx(first[0], rel=1e-6)
     start, adapter = checkpoint.load_adapter(one.with_name("one@4")), checkpoint.load_adapter(two)
     fingerprint = weights.fingerprint(start.params)
@@ -305,6 +321,10 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
     ("flags", "message"),
     [
         (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
+        (
+            ["--config.augment.frequency_mask=0.1"],
+            "frequency_mask is refused: a latent's channels are not bins",
+        ),
         (["--config.loraa.rank=3"], "no such config key: loraa; did you mean lora?"),
         (["--workdir="], "--workdir is empty; name the folder of the run"),
         (["--config.lora.ranks={'mlp': 8}"], "lora.ranks names 'mlp', which is not in lora.targets: qkv"),

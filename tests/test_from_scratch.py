@@ -64,6 +64,15 @@ def test_a_drawn_network_has_the_statistics_of_its_data(drawn, places):
     np.testing.assert_array_equal(drawn.params["empty_string_feat"], empty)
 
 
+def test_statistics_leave_padding_out():
+    frames = np.random.default_rng(0).standard_normal((2, 9, 20)).astype(np.float32)
+    examples = [{"mean": frames[0], "latents": np.int32(4)}, {"mean": frames[1], "latents": np.int32(9)}]
+    mean, std = initialize.latent_statistics(examples)
+    own = np.concatenate([frames[0, :4], frames[1]]).astype(np.float64)
+    np.testing.assert_allclose(mean, own.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(std, own.std(axis=0, ddof=1), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def mixed_run(places):
     """(config, workdir) of the recipe from scratch, small: a mixture, a network of fewer blocks, blocks recomputed."""

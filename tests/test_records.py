@@ -115,6 +115,18 @@ def test_an_example_has_a_latent_and_both_video_features_or_none():
         check_arrays(arrays(0) | {"extra": np.ones((1, 1), np.float32)}, SHAPES)
 
 
+def test_latents_say_how_much_of_an_example_is_the_clip_s_own(tmp_path):
+    length = SHAPES["mean"][0]
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES) as writer:
+        writer.append({"id": "whole"}, arrays(0))
+        writer.append({"id": "padded"}, arrays(1) | {"latents": np.array(length - 3, np.int32)})
+        for wrong in (np.int32(0), np.int32(length + 1), np.int64(1), np.ones(1, np.int32), np.float32(1)):
+            with pytest.raises(ValueError, match=f"latents is .*, not an int32 from 1 to {length}"):
+                writer.append({"id": "wrong"}, arrays(2) | {"latents": wrong})
+    found = [example["latents"] for example in open_features(tmp_path / "set")]
+    assert found == [length, length - 3] and all(latents.dtype == np.int32 for latents in found)
+
+
 def test_a_set_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError), FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES) as writer:
         writer.append({"id": "a"}, arrays(0))
