@@ -66,6 +66,17 @@ def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
     return list(clips.values())
 
 
+def check_id(id: str) -> None:
+    """Raises a ValueError if an id cannot name a file."""
+    if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
+        raise ValueError(
+            f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
+            "hold / or \\"
+        )
+    if len(id.encode()) > MAX_ID:
+        raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")
+
+
 def _clip(row: Row, line: int, root: Path) -> Clip:
     video_path = row["video_path"].strip()
     if not video_path:
@@ -74,13 +85,7 @@ def _clip(row: Row, line: int, root: Path) -> Clip:
     if not video.is_relative_to(root):
         raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
     id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
-    if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
-        raise ValueError(
-            f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
-            "hold / or \\"
-        )
-    if len(id.encode()) > MAX_ID:
-        raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")
+    check_id(id)
     start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
     if end <= start:
         raise ValueError(f"end_time {end:g} is not after start_time {start:g}")
