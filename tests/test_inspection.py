@@ -133,8 +133,8 @@ def test_damage_is_passed_over_and_told(tmp_path):
 def test_whatever_is_no_media_is_a_fault(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty.mp4").touch()
-    for name in ("text.mp4", "empty.mp4", "nowhere.mp4"):
-        assert str(tmp_path / name) in inspect(tmp_path / name).fault
+    for name, fault in (("text.mp4", "not a media file"), ("empty.mp4", "not a media file"), ("gone", "no such file")):
+        assert inspect(tmp_path / name).fault.startswith(fault)
 
 
 def test_a_mute_video_has_no_end_of_sound(tmp_path):

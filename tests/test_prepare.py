@@ -99,7 +99,7 @@ def test_a_folder_becomes_a_table_and_what_was_rejected(media, tmp_path, in_proc
     assert "no nothing said.txt lies beside it" in reasons["nothing said.mp4"][1]
     printed = capsys.readouterr().out
     assert (
-        "10 clips of 5 sources: 0.3 minutes, of 0.6 minutes in 9 files" in printed
+        "10 clips of 5 sources: 20 seconds, of 36 seconds in 9 files" in printed
         and "1 no sound" in printed
         and "2 silent" in printed
     )

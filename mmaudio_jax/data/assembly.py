@@ -164,7 +164,7 @@ def _beside(folder: MediaFolder, captioned: set[str], found: Assembled) -> list[
 def _has_caption(entry: Entry, name: str, found: Assembled) -> bool:
     if not entry.caption:
         stem = PurePosixPath(name).stem
-        where = "its row has none" if entry.line else f"no row of --captions names it, and no {stem}.txt lies beside it"
+        where = "its row has none" if entry.line else f"no row of captions names it, and no {stem}.txt lies beside it"
         found.reject("no caption", where, entry, name)
     return bool(entry.caption)
 

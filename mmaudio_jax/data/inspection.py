@@ -34,7 +34,7 @@ LOUD = 20.0  # dB: a loud onset is at most so far below the loudest of its file
 RUN_UP = 1000  # ms before a clip that its extraction decodes, too
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Inspection:
     """What one file holds.
 
@@ -91,7 +91,7 @@ class Inspection:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Inspection":
         """Of what `dataclasses.asdict` gave, through JSON."""
-        return cls(**content)
+        return cls(**{name: value for name, value in content.items() if value != []})  # there may be a million of them
 
 
 def inspect(path: str | os.PathLike) -> Inspection:
@@ -100,9 +100,9 @@ def inspect(path: str | os.PathLike) -> Inspection:
     try:
         found = scan(path, picture.see, sound.hear)
     except UserError as error:
-        return Inspection(fault=str(error))
+        return Inspection(fault=str(error).removeprefix(f"{path}: "))
     except Exception as error:  # a file that a decoder or a filter chokes on must not end the others
-        return Inspection(fault=f"{path}: {type(error).__name__}: {error}")
+        return Inspection(fault=f"{type(error).__name__}: {error}")
     video_end, audio_end = (
         None if end is None else math.floor(1000 * end) for end in (found.video_end, found.audio_end)
     )

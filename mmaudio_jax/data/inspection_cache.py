@@ -33,24 +33,25 @@ class InspectionCache(contextlib.AbstractContextManager):
     def __init__(self, path: Path):
         self.tables: set[str] = set()
         self._path = path
-        self._found: dict[str, dict] = {}
+        self._lines: dict[str, str] = {}  # by path; as text they are small
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace") as file:
                 for line in file:
                     with contextlib.suppress(ValueError, KeyError, TypeError):
-                        self._take(json.loads(line))
+                        self._take(line)
 
-    def _take(self, entry: dict) -> None:
+    def _take(self, line: str) -> None:
+        entry = json.loads(line)
         if "table" in entry:
             self.tables.add(entry["table"])
         elif entry["version"] == VERSION:
             Inspection.from_json(entry["found"])
-            self._found[entry["path"]] = entry
+            self._lines[entry["path"]] = line
 
     def __enter__(self) -> "InspectionCache":
         with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(f"{json.dumps({'table': table})}\n" for table in sorted(self.tables))
-            file.writelines(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in self._found.values())
+            file.writelines(f"{line.strip()}\n" for line in self._lines.values())
         self._file = self._path.open("a", encoding="utf-8")
         return self
 
@@ -59,8 +60,10 @@ class InspectionCache(contextlib.AbstractContextManager):
 
     def find(self, name: str, stat: os.stat_result) -> Inspection | None:
         """What was found in a file, if it is still the same."""
-        entry = self._found.get(name)
-        if entry is None or (entry["size"], entry["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+        if name not in self._lines:
+            return None
+        entry = json.loads(self._lines[name])
+        if (entry["size"], entry["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
             return None
         return Inspection.from_json(entry["found"])
 
@@ -93,7 +96,7 @@ def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, worker
         try:
             stats[name] = os.stat(root / name)
         except OSError as error:
-            found[name] = Inspection(fault=f"{root / name}: {error.strerror}")
+            found[name] = Inspection(fault=f"it cannot be read ({error.strerror})")
             continue
         if known := cache.find(name, stats[name]):
             found[name] = known
@@ -132,7 +135,7 @@ def _inspect_alone(path: Path) -> Inspection:
         with _pool(1) as pool:
             return pool.submit(inspect, path).result()
     except BrokenProcessPool:
-        return Inspection(fault=f"{path}: its decoder crashed")
+        return Inspection(fault="its decoder crashed")
 
 
 @contextlib.contextmanager

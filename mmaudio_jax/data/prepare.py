@@ -117,7 +117,9 @@ def _amount(rows: Sequence[Row]) -> str:
 
 
 def _length(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    if seconds < 600:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _next_command(folder: Path, out: Path, rows: Sequence[Row], lengths: Lengths) -> str:
