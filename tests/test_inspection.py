@@ -137,6 +137,12 @@ def test_whatever_is_no_media_is_a_fault(tmp_path):
         assert inspect(tmp_path / name).fault.startswith(fault)
 
 
+def test_a_library_that_chokes_is_a_fault(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mp4", count=10, audio=tone(0.5, RATE), rate=RATE)
+    monkeypatch.setattr(OnsetFinder, "finish", lambda self: 1 / 0)
+    assert inspect(path) == Inspection(fault="ZeroDivisionError: division by zero")
+
+
 def test_a_mute_video_has_no_end_of_sound(tmp_path):
     found = inspect(write_media(tmp_path / "a.mp4", count=25, picture=scene(9)))
     assert (found.video_end, found.audio_end) == (1000, None)

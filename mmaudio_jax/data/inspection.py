@@ -96,13 +96,17 @@ class Inspection:
 
 def inspect(path: str | os.PathLike) -> Inspection:
     """Looks at a file; whatever is wrong with it becomes its `fault`."""
-    picture, sound = _Picture(), _Sound()
     try:
-        found = scan(path, picture.see, sound.hear)
+        return _inspect(path)
     except UserError as error:
         return Inspection(fault=str(error).removeprefix(f"{path}: "))
     except Exception as error:  # a file that a decoder or a filter chokes on must not end the others
         return Inspection(fault=f"{type(error).__name__}: {error}")
+
+
+def _inspect(path: str | os.PathLike) -> Inspection:
+    picture, sound = _Picture(), _Sound()
+    found = scan(path, picture.see, sound.hear)
     video_end, audio_end = (
         None if end is None else math.floor(1000 * end) for end in (found.video_end, found.audio_end)
     )
