@@ -24,7 +24,8 @@ State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.train_step`
 
 ADVICE = {  # where the value cannot be given
     "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
-    "data.ids_sha256": "--config.data names other clips than the run's, or repeats them otherwise: name the old ones",
+    "data.ids_sha256": "--config.data names other clips than the run's, or repeats or splits them otherwise: "
+    "name the old ones",
     "config.num_steps": "a run's length is part of its schedule; to train on, start another run from it "
     "(--config.lora.start) or from what python -m mmaudio_jax.merge makes of it",
     "start": "a run cannot begin as another adapter once it has begun: leave config.lora.start as it was",

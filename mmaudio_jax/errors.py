@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 
-import jax
 from absl import logging
 
 FULL = "No space left on device"
@@ -29,6 +28,8 @@ def reading(what: object, advice: str) -> Iterator[None]:
 
     Orbax and TensorStore have many exceptions for a damaged file.
     """
+    import jax  # which processes that decode media do without
+
     try:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):

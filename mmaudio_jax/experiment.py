@@ -46,7 +46,8 @@ class TrainConfig(LoopConfig):
         model: name of the base under `weights`; from scratch, one that `python -m mmaudio_jax.initialize` drew.
         weights: folder of converted weights.
         data: a feature set, or several with how often each comes in an epoch, as `mmaudio_jax.data.mixture` reads them.
-        validation_fraction: share of the source videos that validate and never train.
+        validation_fraction: share of the source videos that validate and never train; not used where a table of the
+            data has the column `split`, which then decides.
         workers: processes that read examples; 0 reads in this one.
         compute_dtype: `float32`, `bfloat16`, or `auto`: bfloat16 on an accelerator, float32 on a CPU.
         matmul_precision: JAX's precision of matrix products: `default`, `high` or `highest`.
@@ -130,9 +131,7 @@ class Examples:
 
     def __init__(self, features: mixture.Mixture, config: TrainConfig):
         self.features, self._config = features, config
-        self.train_rows, self.validation_rows = dataset.split_by_source(
-            features, config.validation_fraction, config.seed
-        )
+        self.train_rows, self.validation_rows = dataset.split(features, config.validation_fraction, config.seed)
         self._epoch = np.repeat(self.train_rows, features.repeats[self.train_rows])
         self._process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
@@ -171,7 +170,13 @@ class Examples:
             repeat = self.features.repeats[self.features.places == place][0]
             often = f" {repeat} times an epoch" if repeat > 1 else ""
             train, validate = (count[place] for count in counts)
-            lines.append(f"{features.path}: {train} examples train{often}, {validate} validate")
+            neither = len(features) - train - validate
+            lines.append(
+                f"{features.path}: {train} examples train{often}, {validate} validate"
+                + (f", {neither} do neither" if neither else "")
+            )
+        if any(self.features.sides):
+            lines.append("the column split of the data says which; config.validation_fraction is not used")
         return "\n".join(lines)
 
 
@@ -246,7 +251,8 @@ def identify(
     config: TrainConfig, base: weights.Weights, features: mixture.Mixture, start: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What the run is, as its checkpoints keep it; `start` is of `find_start`."""
-    epoch = (name for name, repeat in zip(features.ids, features.repeats, strict=True) for _ in range(repeat))
+    told = (f"{id}\t{side}" if side else id for id, side in zip(features.ids, features.sides, strict=True))
+    epoch = (name for name, repeat in zip(told, features.repeats, strict=True) for _ in range(repeat))
     return {
         "config": dataclasses.asdict(config),
         "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},

@@ -1,6 +1,7 @@
 """Small media files for the tests: every video frame carries its own number as stripes, every sound is known."""
 
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,8 +51,12 @@ def write_media(
     audio_start: Fraction = Fraction(0),
     container_options: dict | None = None,
     title: str = "",
+    picture: Callable[[int, int, int], np.ndarray] = numbered_frame,
 ) -> Path:
-    """Writes numbered frames (at `times`, or `count` of them at `fps`) and the sound `audio` (channels, n)."""
+    """Writes numbered frames (at `times`, or `count` of them at `fps`) and the sound `audio` (channels, n).
+
+    `picture(i, width, height)` draws other frames.
+    """
     layout = {1: "mono", 2: "stereo", 6: "5.1"}
     with av.open(f"file:{path}", "w", options=container_options or {}) as output:
         output.metadata["title"] = title
@@ -68,7 +73,7 @@ def write_media(
         if codec is not None:
             tick = Fraction(1, 90_000) if times is not None else 1 / Fraction(fps)
             for i, time in enumerate(times if times is not None else [k * tick for k in range(count)]):
-                frame = av.VideoFrame.from_ndarray(numbered_frame(i, *size), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
                 frame.pts, frame.time_base = round(time / tick), tick
                 packets += video.encode(frame)
             packets += video.encode(None)

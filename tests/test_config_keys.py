@@ -11,6 +11,7 @@ from test_trainer import CONFIG, train
 from configs import lora_16k
 from mmaudio_jax import checkpoint, config, experiment, trees, weights
 from mmaudio_jax.data import dataset, mixture
+from mmaudio_jax.data.example import StoredFeatures
 
 SHIPPED = lora_16k.get_config().to_dict()
 DECAYED = dataclasses.replace(CONFIG.optimizer, weight_decay=0.1)
@@ -134,3 +135,18 @@ def test_the_examples_are_shared_out_and_ordered_as_the_config_says(settings, mo
     monkeypatch.setattr(dataset, "training_batches", lambda *_, **options: told.update(options))
     examples(workers=3).training(0)
     assert told["workers"] == 3
+
+
+def test_the_column_split_of_the_data_decides_and_is_told(settings, monkeypatch):
+    features = mixture.open_mixture(settings.data)
+    base = weights.load(Path(settings.weights) / settings.model, "mmaudio")
+    drawn = experiment.identify(settings, base, features, None)
+    monkeypatch.setattr(StoredFeatures, "sides", ["val"] * 4 + ["test"] * 2 + ["train"] * 6)
+    examples = experiment.Examples(features, settings)
+    assert (len(examples.train_rows), examples.validation_rows.tolist()) == (6, [0, 1, 2, 3])
+    assert examples.table() == (
+        f"{settings.data}: 6 examples train, 4 validate, 2 do neither\n"
+        "the column split of the data says which; config.validation_fraction is not used"
+    )
+    told = experiment.identify(settings, base, features, None)
+    assert told["data"]["ids_sha256"] != drawn["data"]["ids_sha256"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import FIRST_SHARD
 
-from mmaudio_jax.data.dataset import split_by_source, training_batches, validation_batches
+from mmaudio_jax.data.dataset import split, split_by_source, training_batches, validation_batches
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
@@ -193,6 +193,34 @@ def test_a_split_that_cannot_be_is_refused(features, tmp_path):
         UserError, match=r"come from one source video \(video0\).*another video, or fill .*original_video"
     ):
         split_by_source(single, 0.15, 0)
+
+
+def with_sides(features, *sides):
+    for row, side in zip(features.table.rows, sides, strict=True):
+        row["split"] = side
+    return features
+
+
+def test_the_column_split_decides_where_there_is_one(features, tmp_path):
+    sides = ["train"] * 4 + ["val"] * 2 + ["test"] * 2 + ["", "train", ""]
+    train, validation = split(with_sides(write(tmp_path / "told"), *sides), 0.5, 0)
+    assert train.tolist() == [0, 1, 2, 3, 8, 9, 10] and validation.tolist() == [4, 5]
+    for one, other in zip(split(features, 0.3, 5), split_by_source(features, 0.3, 5), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        (["train", "val", *["train"] * 9], "the source video0 are on two sides of the split, train and val"),
+        (["train"] * 11, "puts no example on the side val; .*config.validation_fraction"),
+        (["val"] * 11, "puts no example on the side train"),
+        (["dev"] * 11, "clips.tsv row 2: the split is 'dev'; it must be train, val, test"),
+    ],
+)
+def test_a_column_split_that_cannot_be_is_one_sentence(tmp_path, sides, message):
+    with pytest.raises(UserError, match=message):
+        split(with_sides(write(tmp_path / "set"), *sides), 0.5, 0)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(features):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_networks import FIRST_SHARD
 
 from mmaudio_jax.data import mixture
-from mmaudio_jax.data.dataset import split_by_source, training_batches
+from mmaudio_jax.data.dataset import split, split_by_source, training_batches
 from mmaudio_jax.data.example import VIDEO, example_shapes
 from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
@@ -140,6 +140,16 @@ def test_a_video_of_two_sets_is_on_one_side_of_the_split(tmp_path):
     train, validation = split_by_source(both, 0.3, 0)
     assert sorted([*train, *validation]) == list(range(16)) and len(validation) == 4
     assert set(validation[:2] + 8) == set(validation[2:])
+
+
+def test_a_set_without_a_column_split_follows_its_sources(tmp_path):
+    videos = [f"video{i}" for i in range(4)]
+    one = open_features(write(tmp_path / "one", 4, sources=videos))
+    two = open_features(write(tmp_path / "two", 5, sources=[*videos, "other"]))
+    for row, side in zip(one.table.rows, ("train", "val", "test", ""), strict=True):
+        row["split"] = side
+    train, validation = split(mixture.Mixture([one, two], [1, 1]), 0.5, 0)
+    assert train.tolist() == [0, 3, 4, 7, 8] and validation.tolist() == [1, 5]
 
 
 def test_memory_maps_of_the_published_tools_mix_with_and_without_video():

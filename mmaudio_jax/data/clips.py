@@ -73,6 +73,17 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
     return list(clips.values())
 
 
+def check_id(id: str) -> None:
+    """Raises a ValueError if an id cannot name a file."""
+    if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
+        raise ValueError(
+            f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
+            "hold / or \\"
+        )
+    if len(id.encode()) > MAX_ID:
+        raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")
+
+
 def require_columns(table: Table) -> None:
     """Raises a UserError that names the columns of a clip which are missing."""
     table.require("video_path", "start_time", "end_time", "caption")
@@ -93,13 +104,7 @@ def clip_of(row: Row, line: int, root: Path) -> Clip:
     if not video.is_relative_to(root):
         raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
     id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
-    if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
-        raise ValueError(
-            f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
-            "hold / or \\"
-        )
-    if len(id.encode()) > MAX_ID:
-        raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")
+    check_id(id)
     start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
     if end <= start:
         raise ValueError(f"end_time {end:g} is not after start_time {start:g}")

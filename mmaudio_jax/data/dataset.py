@@ -16,12 +16,38 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mmaudio_jax.data.example import Example, FeatureSet
+from mmaudio_jax.data.split import told_sides
 from mmaudio_jax.errors import UserError
 
 READ_THREADS = 4
 WORKER_BUFFER = 4  # examples a worker holds ready in shared memory
 
 Batch = dict[str, np.ndarray]
+
+
+def split(features: FeatureSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the examples into (training, validation) indices, so that no source video is in both.
+
+    Where a table has the column `split`, its rows `train` train, `val` validate and `test` do neither; `fraction` and
+    `seed` are not used. An example that it says nothing of, as one of another set, goes where others of its source
+    video go, or else trains. Where no table has it: as of `split_by_source`.
+
+    Raises:
+        UserError: the column puts a source video on two sides, has another word, or leaves a side without examples; or
+            as of `split_by_source`.
+    """
+    if not any(features.sides):
+        return split_by_source(features, fraction, seed)
+    told = told_sides(zip(features.sources, features.sides, strict=True))
+    sides = np.array([told[source] or "train" for source in features.sources])
+    train, validation = (np.flatnonzero(sides == side) for side in ("train", "val"))
+    for found, side in ((train, "train"), (validation, "val")):
+        if not len(found):
+            raise UserError(
+                f"the column split of {features.path} puts no example on the side {side}; put some there, or take the "
+                "column out of clips.tsv to have config.validation_fraction decide"
+            )
+    return train, validation
 
 
 def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import MODES, lengths
 
 TEXT_LENGTH = 77
+SIDES = ("train", "val", "test")
 VIDEO = ("clip_f", "sync_f")
 CONDITIONS = (*VIDEO, "text_f")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
@@ -147,6 +148,15 @@ class FeatureSet(abc.ABC):
     def sources(self) -> list[str]:
         """The video that each example was cut from: the first of `SOURCE_COLUMNS` that its row fills."""
 
+    @property
+    @abc.abstractmethod
+    def sides(self) -> list[str]:
+        """One of `SIDES` an example, as the column `split` of its table says; empty where it says nothing.
+
+        Raises:
+            UserError: it says something else.
+        """
+
 
 class StoredFeatures(FeatureSet):
     """A folder of examples and the table that goes with it, row by row."""
@@ -220,6 +230,15 @@ class StoredFeatures(FeatureSet):
     def sources(self) -> list[str]:
         """As of `FeatureSet`."""
         return [source_of(row) for row in self.table.rows]
+
+    @property
+    def sides(self) -> list[str]:
+        """As of `FeatureSet`."""
+        sides = [row.get("split", "").strip() for row in self.table.rows]
+        for side, line in zip(sides, self.table.lines, strict=True):
+            if side not in ("", *SIDES):
+                raise UserError(f"{self.table.path} row {line}: the split is {side!r}; it must be {', '.join(SIDES)}")
+        return sides
 
 
 def source_of(row: Row) -> str:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -58,6 +59,15 @@ class MediaInfo:
     def duration(self) -> float:
         """Seconds that can be used: of the video, or of the sound in a file without video."""
         return self.video_duration if self.has_video else self.audio_duration
+
+
+class Streams(NamedTuple):
+    """An open file, its first video stream that is not a cover picture, its first sound stream, and its time 0."""
+
+    container: av.container.InputContainer
+    video: av.VideoStream | None
+    audio: av.AudioStream | None
+    zero: Fraction
 
 
 def probe(path: str | os.PathLike) -> MediaInfo:
@@ -206,6 +216,13 @@ def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
         if container.format.name == "tty":  # plain text passes as "ANSI art"
             raise UserError(f"{path}: a text file, not a media file")
         yield container
+
+
+@contextlib.contextmanager
+def open_streams(path: str | os.PathLike) -> Iterator[Streams]:
+    """Opens a file for whoever reads its packets; errors as of `probe`."""
+    with _open(path) as container:
+        yield Streams(container, _video_stream(container), _audio_stream(container), _zero(container))
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:

@@ -112,6 +112,11 @@ class Mixture(FeatureSet):
         """As of `FeatureSet`."""
         return [source for features in self.sets for source in features.sources]
 
+    @property
+    def sides(self) -> list[str]:
+        """As of `FeatureSet`."""
+        return [side for features in self.sets for side in features.sides]
+
 
 def _common(sets: Sequence[StoredFeatures], names: Sequence[str]) -> Metadata:
     """The metadata of all; a UserError if they cannot train together."""

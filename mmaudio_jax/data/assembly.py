@@ -1,0 +1,268 @@
+"""Puts captions, files and what is in them together: rows of a table of clips, and of what cannot be one."""
+
+import dataclasses
+import hashlib
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mmaudio_jax.data import cutting, split
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.clips import check_id
+from mmaudio_jax.data.cutting import Lengths, Span
+from mmaudio_jax.data.inspection import Inspection
+from mmaudio_jax.data.inspection_cache import InspectionCache, inspect_all
+from mmaudio_jax.data.lists import Entry, clean
+from mmaudio_jax.data.media_folder import MediaFolder
+from mmaudio_jax.data.table import Row
+from mmaudio_jax.errors import UserError
+
+CUTS = ("regular", "scenes", "onsets")
+STEM = 80  # bytes of a file's name in an id
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """How clips are made.
+
+    Attributes:
+        lengths: of the clips.
+        cut: one of `CUTS`.
+        max_per_source: clips kept of each source, spread evenly; None for all.
+        val, test: shares of the sources.
+        seed: of the split.
+        workers: processes that decode.
+    """
+
+    lengths: Lengths
+    cut: str = "regular"
+    max_per_source: int | None = None
+    val: float = 0.1
+    test: float = 0.0
+    seed: int = 0
+    workers: int = 1
+
+    def __post_init__(self):
+        if not (0 <= self.val and 0 <= self.test and self.val + self.test < 1):
+            raise UserError(
+                f"the shares of validation and test are {self.val:g} and {self.test:g}; some must be left to train"
+            )
+
+
+@dataclasses.dataclass
+class Assembled:
+    """What became of the files.
+
+    Attributes:
+        rows: of the table of clips.
+        rejected: what cannot be used: reason, detail, and what is known of it.
+        milliseconds: that can be used of the files that were looked at.
+        files: how many they were.
+        left_out: clips beyond `max_per_source`.
+    """
+
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    rejected: list[Row] = dataclasses.field(default_factory=list)
+    milliseconds: int = 0
+    files: int = 0
+    left_out: int = 0
+
+    def reject(self, reason: str, detail: str, entry: Entry, name: str = "", span: Span | None = None) -> None:
+        """Adds what cannot be used: a file, a row of a list, or a part of a file."""
+        times = {"start_time": _seconds(span[0]), "end_time": _seconds(span[1])} if span else {}
+        line = {"row": str(entry.line)} if entry.line else {}
+        known = {"video_path": name, "id": entry.id, "caption": entry.caption}
+        self.rejected.append(entry.columns | known | times | line | {"reason": reason, "detail": detail})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """A part of a file that can be used."""
+
+    entry: Entry
+    name: str
+    span: Span
+    cut: str
+    warnings: list[str]
+    id: str = ""
+
+
+def assemble(
+    folder: MediaFolder, entries: Sequence[Entry], listed: bool, cache: InspectionCache, choices: Choices
+) -> Assembled:
+    """Makes the rows.
+
+    Args:
+        folder: the files.
+        entries: of a list, or captions.
+        listed: they are a list, whose intervals are clips and whose files are all that count. Else they are captions,
+            whose intervals are cut; a file without any takes that of the .txt file beside it.
+        cache: of inspections, entered.
+        choices: how clips are made.
+
+    Raises:
+        UserError: a source is on two sides of the split that the list tells.
+    """
+    found = Assembled()
+    located = _locate(folder, entries, found)
+    if not listed:
+        located += _beside(folder, {name for _, name in located}, found)
+        located.sort(key=lambda pair: pair[1])
+    located = [pair for pair in located if _has_caption(*pair, found)]
+    told = split.told_sides((_source(entry, name), entry.split) for entry, name in located)
+    names = list(dict.fromkeys(name for _, name in located))
+    inspections = inspect_all(folder.root, names, cache, choices.workers)
+    found.files, found.milliseconds = len(names), sum(inspection.end for inspection in inspections.values())
+    clips: list[_Clip] = []
+    taken: set[str] = set()
+    for entry, name in located:
+        for clip in _cut(entry, name, inspections[name], listed, choices, found):
+            if id := _free_id(clip, taken):
+                clips.append(dataclasses.replace(clip, id=id))
+            else:
+                found.reject("double", "the same part of the file is a clip already", entry, name, clip.span)
+    kept = _thin(clips, choices.max_per_source)
+    found.left_out = len(clips) - len(kept)
+    sources = [_source(clip.entry, clip.name) for clip in kept]
+    sides = split.complete({source: told[source] for source in sources}, choices.seed, choices.val, choices.test)
+    found.rows = [_row(clip, sides[source]) for clip, source in zip(kept, sources, strict=True)]
+    return found
+
+
+def _source(entry: Entry, name: str) -> str:
+    """What is split: the video that a list tells, else the file, whatever its suffix."""
+    return entry.source or os.path.splitext(name)[0]
+
+
+def _locate(folder: MediaFolder, entries: Sequence[Entry], found: Assembled) -> list[tuple[Entry, str]]:
+    """The entries with their files."""
+    located = []
+    for entry in entries:
+        if entry.fault:
+            found.reject("bad row", entry.fault, entry)
+            continue
+        try:
+            located.append((entry, folder.locate(entry.names)))
+        except LookupError as error:
+            found.reject("missing", error.args[0], entry)
+    return located
+
+
+def _beside(folder: MediaFolder, captioned: set[str], found: Assembled) -> list[tuple[Entry, str]]:
+    """The other files, with the captions that lie beside them."""
+    others = []
+    for name in folder.names:
+        if name not in captioned:
+            try:
+                others.append((Entry(0, (name,), clean(folder.beside(name) or "")), name))
+            except ValueError as error:
+                found.reject("no caption", str(error), Entry(0, (name,), ""), name)
+    return others
+
+
+def _has_caption(entry: Entry, name: str, found: Assembled) -> bool:
+    if not entry.caption:
+        stem = PurePosixPath(name).stem
+        where = "its row has none" if entry.line else f"no row of captions names it, and no {stem}.txt lies beside it"
+        found.reject("no caption", where, entry, name)
+    return bool(entry.caption)
+
+
+def _cut(
+    entry: Entry, name: str, inspection: Inspection, listed: bool, choices: Choices, found: Assembled
+) -> list[_Clip]:
+    """The clips of one entry; what cannot be used is rejected."""
+    if inspection.fault:
+        found.reject("undecodable", inspection.fault, entry, name)
+        return []
+    if inspection.audio_end is None:
+        found.reject("no sound", "the file has no sound track", entry, name)
+        return []
+    lengths = choices.lengths
+    start, stop = entry.span or (0, inspection.end)
+    span, cut = (start, min(stop, inspection.end)), choices.cut
+    if listed and entry.span:
+        spans, cut = [span] if span[1] - start >= lengths.least else [], "list"
+    elif cut == "scenes":
+        spans = cutting.within_scenes(span, inspection.cuts, lengths)
+    elif cut == "onsets":
+        spans = cutting.at_onsets(span, inspection.loud_onsets, lengths)
+    else:
+        spans = cutting.regularly(span, lengths)
+    if not spans:
+        there, least = max(span[1] - start, 0), f"{_seconds(lengths.least)} s are needed"
+        if there < lengths.least:
+            detail = f"{_seconds(there)} s can be used from {_seconds(start)} s on, {least}: --min_duration takes less"
+        else:
+            detail = f"{least} between two scene cuts, or from a loud onset on: --cut regular needs neither"
+        found.reject("too short", detail, entry, name, entry.span)
+    long = ["long caption"] if _is_long(entry.caption) else []
+    clips = []
+    for begin, end in spans:
+        used = (begin, min(end, begin + lengths.duration))
+        if refusal := inspection.refusal(used):
+            found.reject(*refusal, entry, name, (begin, end))
+        else:
+            clips.append(_Clip(entry, name, (begin, end), cut, inspection.doubts(used) + long))
+    return clips
+
+
+def _is_long(caption: str) -> bool:
+    """Whether CLIP reads only the beginning; a caption has no more tokens than bytes, and counting them takes time."""
+    return len(caption.encode()) > CONTEXT_LENGTH - 2 and count_tokens(caption) > CONTEXT_LENGTH
+
+
+def _free_id(clip: _Clip, taken: set[str]) -> str:
+    """An id that is safe and not taken, upper and lower case being the same: the list's own, else one made of the
+    file's path and the times; empty if that is taken as well. It is taken then.
+    """
+    entry, (start, end) = clip.entry, clip.span
+    first = start == (entry.span[0] if entry.span else 0)
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", clip.name))
+    stem = stem[: len(stem) - len(PurePosixPath(clip.name).suffix)].strip("_").encode()[-STEM:].decode(errors="ignore")
+    digest = hashlib.sha256(f"{clip.name}\n{start}\n{end}\n{entry.id}".encode()).hexdigest()[:12]
+    for id in (entry.id if first else entry.id and f"{entry.id}_{start:08d}", f"{stem}_{start:08d}_{digest}"):
+        try:
+            check_id(id)
+        except ValueError:
+            continue
+        if id.casefold() not in taken:
+            taken.add(id.casefold())
+            return id
+    return ""
+
+
+def _thin(clips: Sequence[_Clip], most: int | None) -> list[_Clip]:
+    """At most so many clips of each source."""
+    if most is None:
+        return list(clips)
+    places: dict[str, list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault(_source(clip.entry, clip.name), []).append(place)
+    return [clips[i] for i in sorted(i for group in places.values() for i in cutting.evenly(group, most))]
+
+
+def _row(clip: _Clip, side: str) -> Row:
+    entry, times = clip.entry, [_seconds(time) for time in clip.span]
+    origin = dict(zip(("original_start_time", "original_end_time"), times, strict=True))
+    origin = {"original_video": entry.source} if entry.source else {"original_video": clip.name} | origin
+    return (
+        {"cut": clip.cut}
+        | origin
+        | entry.columns
+        | ({"original_id": entry.id} if entry.id not in ("", clip.id) else {})
+        | {
+            "id": clip.id,
+            "video_path": clip.name if clip.name == clip.name.strip() else f"./{clip.name}",
+            "start_time": times[0],
+            "end_time": times[1],
+            "caption": entry.caption,
+            "split": side,
+            "warnings": ", ".join(clip.warnings),
+        }
+    )
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")

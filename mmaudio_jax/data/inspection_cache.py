@@ -1,0 +1,153 @@
+"""Inspections of many files: made in worker processes, and kept, so that no file is decoded twice."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import tqdm
+
+from mmaudio_jax.data.dataset import live_with_parent
+from mmaudio_jax.data.inspection import Inspection, inspect
+from mmaudio_jax.files import atomic_file
+
+VERSION = 1  # of what `inspect` finds; another is not used
+LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
+AHEAD = 4  # files a worker that wait for it
+
+
+class InspectionCache(contextlib.AbstractContextManager):
+    """A file of JSON lines, each what was found in one file, told by its path, size and time of change.
+
+    What a killed process left of its last line is passed over. A line may also tell what tables were written.
+    """
+
+    def __init__(self, path: Path):
+        self.tables: set[str] = set()
+        self._path = path
+        self._lines: dict[str, str] = {}  # by path; as text they are small
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    with contextlib.suppress(ValueError, KeyError, TypeError):
+                        self._take(line)
+
+    def _take(self, line: str) -> None:
+        entry = json.loads(line)
+        if "table" in entry:
+            self.tables.add(entry["table"])
+        elif entry["version"] == VERSION:
+            Inspection.from_json(entry["found"])
+            self._lines[entry["path"]] = line
+
+    def __enter__(self) -> "InspectionCache":
+        with atomic_file(self._path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps({'table': table})}\n" for table in sorted(self.tables))
+            file.writelines(f"{line.strip()}\n" for line in self._lines.values())
+        self._file = self._path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def find(self, name: str, stat: os.stat_result) -> Inspection | None:
+        """What was found in a file, if it is still the same."""
+        if name not in self._lines:
+            return None
+        entry = json.loads(self._lines[name])
+        if (entry["size"], entry["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            return None
+        return Inspection.from_json(entry["found"])
+
+    def keep(self, name: str, stat: os.stat_result, inspection: Inspection) -> None:
+        """Adds a file."""
+        identity = {"version": VERSION, "path": name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        self._write(identity | {"found": dataclasses.asdict(inspection)})
+
+    def keep_table(self, digest: str) -> None:
+        """Adds a table that is about to be written."""
+        self._write({"table": digest})
+
+    def _write(self, entry: dict) -> None:
+        self._file.write(f"{json.dumps(entry, ensure_ascii=False)}\n")
+        self._file.flush()
+
+
+def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, workers: int) -> dict[str, Inspection]:
+    """What is in each of these files, in a bar; those that are not in the cache are decoded, and kept in it.
+
+    Args:
+        root: the folder.
+        names: paths within it.
+        cache: entered.
+        workers: processes.
+    """
+    found: dict[str, Inspection] = {}
+    stats: dict[str, os.stat_result] = {}
+    for name in names:
+        try:
+            stats[name] = os.stat(root / name)
+        except OSError as error:
+            found[name] = Inspection(fault=f"it cannot be read ({error.strerror})")
+            continue
+        if known := cache.find(name, stats[name]):
+            found[name] = known
+    new = [name for name in names if name not in found]
+    interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
+    done = len(names) - len(new)
+    with tqdm.tqdm(total=len(names), initial=done, unit=" files", desc="decoding", mininterval=interval) as bar:
+        for name, inspection in _inspect_new(root, new, workers):
+            cache.keep(name, stats[name], inspection)
+            found[name] = inspection
+            bar.update()
+    return found
+
+
+def _inspect_new(root: Path, names: Sequence[str], workers: int) -> Iterator[tuple[str, Inspection]]:
+    """Each file as its inspection is done. Where a process dies, those that it may have died of are tried alone."""
+    waiting = collections.deque(names)
+    while waiting:
+        running: dict[Future, str] = {}
+        try:
+            with _pool(min(workers, len(waiting))) as pool:
+                while waiting or running:
+                    while waiting and len(running) < AHEAD * workers:
+                        running[pool.submit(inspect, root / waiting[0])] = waiting[0]
+                        waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        inspection = future.result()
+                        yield running.pop(future), inspection
+        except BrokenProcessPool:
+            for name in running.values():
+                yield name, _inspect_alone(root / name)
+
+
+def _inspect_alone(path: Path) -> Inspection:
+    try:
+        with _pool(1) as pool:
+            return pool.submit(inspect, path).result()
+    except BrokenProcessPool:
+        return Inspection(fault="its decoder crashed")
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """A worker ends with its parent, and leaves Ctrl-C to it."""
+    live_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

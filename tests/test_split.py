@@ -1,0 +1,39 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmaudio_jax.data.split import complete, draw_sides, told_sides
+from mmaudio_jax.errors import UserError
+
+NAMES = st.lists(st.text(max_size=9), unique=True, max_size=30)
+SHARES = st.tuples(st.floats(0, 0.4), st.floats(0, 0.4))
+
+
+@given(NAMES, st.integers(0, 99), SHARES)
+def test_every_side_that_is_asked_for_has_a_source(names, seed, shares):
+    sides = draw_sides(names, seed, *shares)
+    assert list(sides) == names and draw_sides(reversed(names), seed, *shares) == sides
+    asked = ["train", *(side for side, share in zip(("val", "test"), shares, strict=True) if share)]
+    assert set(sides.values()) <= set(asked)
+    assert len(set(sides.values())) == min(len(asked), len(names)) and (not names or "train" in sides.values())
+
+
+def test_more_videos_move_none():
+    some = draw_sides([f"video{i}" for i in range(40)], 0, 0.2, 0.1)
+    assert len(set(some.values())) == 3
+    more = draw_sides([f"video{i}" for i in range(4000)], 0, 0.2, 0.1)
+    assert {name: more[name] for name in some} == some
+    counts = [list(more.values()).count(side) / 4000 for side in ("val", "test")]
+    assert counts == pytest.approx([0.2, 0.1], abs=0.02)
+    assert draw_sides(some, 4, 0.2, 0.1) != some
+
+
+def test_what_a_list_tells_holds():
+    told = told_sides([("a", "train"), ("b", "test"), ("c", ""), ("a", ""), ("c", "")])
+    assert told == {"a": "train", "b": "test", "c": ""}
+    assert complete(told, 0, 0.0, 0.5) == {"a": "train", "b": "test", "c": "train"}
+    drawn = complete(told, 0, 0.1, 0.5)
+    assert drawn["b"] == "test" and sorted((drawn["a"], drawn["c"])) == ["train", "val"]
+    assert complete({**told, "d": "val"}, 0, 0.4, 0.0)["a"] == "train"
+    with pytest.raises(UserError, match="clips of the source a are on two sides of the split, train and test"):
+        told_sides([("a", "train"), ("a", ""), ("a", "test")])
