@@ -209,7 +209,7 @@ def main() -> int:
         sound.write_audio(paths[args.format], audio, rate)
         plots.save_spectrogram(paths["png"], audio, rate)
         if request.video:
-            media.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
+            muxing.write_video(paths["mp4"], request.video, audio, rate, request.start, request.duration)
 
     interval = 0.1 if sys.stderr.isatty() else 60.0
     with tqdm.tqdm(total=len(usable), unit=" samples", mininterval=interval) as bar:

@@ -213,7 +213,7 @@ class Listener:
                 plots.save_comparison(temporary / "pictures" / f"{prompt.file}.png", pair, self._mel)
                 if clip := prompt.clip:
                     path = temporary / "videos" / f"{prompt.file}.mp4"
-                    media.write_video(path, clip.video, generated, rate, clip.start_time, duration)
+                    muxing.write_video(path, clip.video, generated, rate, clip.start_time, duration)
             described = [
                 {"id": prompt.id, "prompt": prompt.text, "step": step, "seed": prompt.seed, "measures": values}
                 for prompt, values in zip(self._prompts, measured, strict=True)

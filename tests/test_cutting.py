@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmaudio_jax.data import cutting
-from mmaudio_jax.data.cutting import Lengths
+from mmaudio_jax.data.prepare import cutting
+from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.errors import UserError
 
 SECONDS = st.integers(1, 20_000)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from media_files import tone, write_media
 
-from mmaudio_jax.data.cutting import covered
-from mmaudio_jax.data.inspection import Inspection, inspect
-from mmaudio_jax.data.onsets import OnsetFinder
-from mmaudio_jax.data.scan import scan
+from mmaudio_jax.data.prepare.cutting import covered
+from mmaudio_jax.data.prepare.inspection import Inspection, inspect
+from mmaudio_jax.data.prepare.onsets import OnsetFinder
+from mmaudio_jax.data.prepare.scan import scan
 
 RATE = 16_000
 

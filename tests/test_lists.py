@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmaudio_jax.data import lists
+from mmaudio_jax.data.prepare import lists
 from mmaudio_jax.errors import UserError
 
 CAPTIONS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1).map(lists.clean).filter(bool)

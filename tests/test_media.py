@@ -81,7 +81,7 @@ def test_a_late_interval_of_a_long_video_decodes_only_what_it_needs(tmp_path):
     _, sync = media.read_frames(path, 36.04, 0.64)
     assert numbers(sync) == list(range(901, 917))
     with av.open(str(path)) as container:
-        first = next(media._video_frames(container, container.streams.video[0], path, Fraction(36)))
+        first = next(media.video_frames(container, container.streams.video[0], path, Fraction(36)))
     assert 34 <= first.time <= 36  # a key frame shortly before
 
 
@@ -328,7 +328,7 @@ def test_whatever_the_decoder_cannot_do_is_one_sentence(tmp_path, with_sound, mo
         late = iter([(Fraction(2), None)])
         monkeypatch.setattr(media, "_decode", lambda *_: late)
         with pytest.raises(UserError, match=r"a\.mp4: the video cannot be read from its beginning again"):
-            next(media._video_frames(broken, video, "a.mp4", Fraction(1)))
+            next(media.video_frames(broken, video, "a.mp4", Fraction(1)))
         unstated = SimpleNamespace(duration=None, time_base=Fraction(1, 90_000), type="video")
         with pytest.raises(UserError, match=r"a\.mp4: the video is corrupt \(Invalid data\)"):
             media._end(broken, unstated, "a.mp4")
@@ -352,7 +352,7 @@ def test_odd_names_and_tags_do_no_harm(tmp_path):
     path = write_media(tmp_path / "a 1:2 – é.mp4", count=5, title="TITLE")
     path.write_bytes(path.read_bytes().replace(b"TITLE", b"\xff\xfe\x80\xe9!"))  # not UTF-8
     assert media.probe(path).duration == 0.2
-    media.write_video(tmp_path / "b 1:2.mp4", path, tone(0.2, 16_000)[0], 16_000)
+    muxing.write_video(tmp_path / "b 1:2.mp4", path, tone(0.2, 16_000)[0], 16_000)
     assert media.probe(tmp_path / "b 1:2.mp4").has_audio
 
 

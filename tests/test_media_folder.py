@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from mmaudio_jax.data.media_folder import MediaFolder
+from mmaudio_jax.data.prepare.folder import MediaFolder
 from mmaudio_jax.errors import UserError
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from media_files import tone, write_media
 
-from mmaudio_jax.data import inspection_cache, prepare
-from mmaudio_jax.data.assembly import Choices
 from mmaudio_jax.data.clips import read_clips
-from mmaudio_jax.data.cutting import Lengths
-from mmaudio_jax.data.inspection import Inspection, inspect
+from mmaudio_jax.data.prepare import __main__ as prepare
+from mmaudio_jax.data.prepare import cache as inspection_cache
+from mmaudio_jax.data.prepare.assembly import Choices
+from mmaudio_jax.data.prepare.cutting import Lengths
+from mmaudio_jax.data.prepare.inspection import Inspection, inspect
 from mmaudio_jax.data.table import read_table, write_table
 from mmaudio_jax.errors import UserError
 

@@ -1,36 +1,24 @@
-"""Media files in and out with PyAV: what a file holds, its frames, its sound, and videos with a new sound track.
-
-Times are seconds of presentation time. A file whose clock does not begin at zero (MPEG streams) or that holds sound
-alone is counted from its first frame or sample.
-"""
+"""Media files in: what a file holds, its frames, its sound. Times are as of `streams`."""
 
 import contextlib
 import dataclasses
 import functools
-import heapq
 import itertools
 import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from mmaudio_jax.data import audio as sound
-from mmaudio_jax.data import frames
+from mmaudio_jax.data import frames, streams
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file
 
 GAP = Fraction(1, 50)  # seconds: sound packets further apart than this leave a gap of silence
 AUDIO_PREROLL = 1  # seconds decoded before an interval, for decoders that need a run-up
-MPEG_TICK = Fraction(1, 90_000)  # seconds
-
-# PyAV 18 refuses a file whose tags are not UTF-8, unless told otherwise; PyAV 19 has no such argument.
-LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,31 +49,22 @@ class MediaInfo:
         return self.video_duration if self.has_video else self.audio_duration
 
 
-class Streams(NamedTuple):
-    """An open file, its first video stream that is not a cover picture, its first sound stream, and its time 0."""
-
-    container: av.container.InputContainer
-    video: av.VideoStream | None
-    audio: av.AudioStream | None
-    zero: Fraction
-
-
 def probe(path: str | os.PathLike) -> MediaInfo:
     """Looks at a file's streams.
 
     Raises:
         UserError: no such file, no media file, corrupt.
     """
-    with _open(path) as container:
-        video, audio = _video_stream(container), _audio_stream(container)
+    with streams.open_container(path) as container:
+        video, audio = streams.video_stream(container), streams.audio_stream(container)
         return MediaInfo(
-            video_start=float(_start(container, video)) if video else 0.0,
-            audio_start=float(_start(container, audio)) if audio else 0.0,
-            video_duration=float(_end(container, video, path)) if video else 0.0,
-            audio_duration=float(_end(container, audio, path)) if audio else 0.0,
+            video_start=float(streams.start_of(container, video)) if video else 0.0,
+            audio_start=float(streams.start_of(container, audio)) if audio else 0.0,
+            video_duration=float(streams.end_of(container, video, path)) if video else 0.0,
+            audio_duration=float(streams.end_of(container, audio, path)) if audio else 0.0,
             has_video=video is not None,
             has_audio=audio is not None,
-            is_image=video is not None and _is_image(container),
+            is_image=video is not None and streams.is_image(container),
             width=video.width if video else 0,
             height=video.height if video else 0,
             sample_rate=audio.sample_rate if audio else 0,
@@ -94,8 +73,8 @@ def probe(path: str | os.PathLike) -> MediaInfo:
 
 def has_video(path: str | os.PathLike) -> bool:
     """Whether a file has a video stream, of which a cover picture is none; errors as of `probe`."""
-    with _open(path) as container:
-        return _video_stream(container) is not None
+    with streams.open_container(path) as container:
+        return streams.video_stream(container) is not None
 
 
 def read_frames(
@@ -109,12 +88,12 @@ def read_frames(
     Raises:
         UserError: no such file, no media file, no video stream, too short, corrupt.
     """
-    origin = _exact(start)
+    origin = streams.exact(start)
     clip, sync = frames.clip_ticks(origin, duration), frames.sync_ticks(origin, duration)
-    with _open(path) as container:
-        stream = _need_video(container, path)
+    with streams.open_container(path) as container:
+        stream = streams.need_video(container, path)
         frame = None
-        for frame in _video_frames(container, stream, path, origin):
+        for frame in video_frames(container, stream, path, origin):
             clip.offer(frame)
             sync.offer(frame)
             if clip.complete and sync.complete:
@@ -133,9 +112,9 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "384 384 3"]:
     Raises:
         UserError: no such file, no picture, corrupt.
     """
-    with _open(path) as container:
-        stream = _need_video(container, path)
-        for frame in _video_frames(container, stream, path, Fraction(0)):
+    with streams.open_container(path) as container:
+        stream = streams.need_video(container, path)
+        for frame in video_frames(container, stream, path, Fraction(0)):
             return frames.clip_frame(frame.image)
     raise UserError(f"{path}: no picture in it")
 
@@ -151,8 +130,8 @@ def read_audio(
     Raises:
         UserError: no such file, no media file, no audio track, too short, silent, corrupt.
     """
-    seconds = max(_exact(duration), Fraction(samples, sample_rate))
-    audio, rate = _mono(path, _exact(start), seconds)
+    seconds = max(streams.exact(duration), Fraction(samples, sample_rate))
+    audio, rate = _mono(path, streams.exact(start), seconds)
     if sound.resampled_length(len(audio), rate, sample_rate) < min(samples, int(duration * sample_rate)):
         raise UserError(_too_short(path, "sound", start + len(audio) / rate, start, duration))
     if sound.is_silent(audio):
@@ -161,150 +140,16 @@ def read_audio(
     return np.pad(resampled, (0, samples - len(resampled)))
 
 
-def write_video(
-    path: str | os.PathLike,
-    source: str | os.PathLike,
-    audio: Float[np.ndarray, " l"],
-    sample_rate: int,
-    start: float = 0.0,
-    duration: float | None = None,
-) -> None:
-    """Writes an .mp4 of the source's video from `start` on with `audio` as its sound, both `duration` seconds long.
-
-    The video is copied as it is where mp4 can hold its codec, and encoded as H.264 elsewhere. A copy begins with the
-    first frame at or after `start`, and may run over by the few frames that frames before the end are predicted from.
-    `duration` is by default that of the sound.
-
-    Raises:
-        UserError: another suffix than .mp4; the source is no video, or corrupt.
-    """
-    if Path(path).suffix.lower() != ".mp4":
-        raise UserError(f"{path}: a video is written as .mp4")
-    duration = _exact(len(audio) / sample_rate if duration is None else duration)
-    audio = np.clip(audio[: math.ceil(duration * sample_rate)], -1.0, 1.0)
-    start = _exact(start)
-    with _open(source) as container, atomic_file(path) as temporary:
-        stream = _need_video(container, source)
-        try:
-            with av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "faststart"}) as output:
-                has_place = start == 0 or not _is_mpeg(container)  # a copy begins at a key frame before `start`
-                if stream.codec_context.name in output.supported_codecs and has_place:
-                    video = _copied(output, container, stream, start, duration)
-                else:
-                    shown = _video_frames(container, stream, source, start)
-                    video = _encoded(output, shown, stream.average_rate, start, duration)
-                sound_track = _aac(output, audio, sample_rate)
-                by_time = heapq.merge(video, sound_track, key=lambda packet: float(packet.dts * packet.time_base))
-                for packet in by_time:
-                    output.mux(packet)
-        except av.FFmpegError as error:
-            raise UserError(f"{path}: cannot be made from {source} ({error.strerror})") from None
-
-
-# Opening, and times
-
-
-@contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such file")
-    try:
-        container = av.open(f"file:{os.fspath(path)}", **LENIENT)  # a colon in the name means nothing
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"{path}: not a media file, or only a part of one ({error.strerror})") from None
-    with container:
-        if container.format.name == "tty":  # plain text passes as "ANSI art"
-            raise UserError(f"{path}: a text file, not a media file")
-        yield container
-
-
-@contextlib.contextmanager
-def open_streams(path: str | os.PathLike) -> Iterator[Streams]:
-    """Opens a file for whoever reads its packets; errors as of `probe`."""
-    with _open(path) as container:
-        yield Streams(container, _video_stream(container), _audio_stream(container), _zero(container))
-
-
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The first video stream that is not a cover picture."""
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if s.codec_context and not s.disposition & cover), None)
-
-
-def _audio_stream(container: av.container.InputContainer) -> av.AudioStream | None:
-    return next((s for s in container.streams.audio if s.codec_context), None)
-
-
-def _need_video(container: av.container.InputContainer, path: str | os.PathLike) -> av.VideoStream:
-    stream = _video_stream(container)
-    if stream is None:
-        raise UserError(f"{path}: no video stream in it")
-    return stream
-
-
-def _is_image(container: av.container.InputContainer) -> bool:
-    return container.format.name == "image2" or container.format.name.endswith("_pipe")
-
-
-def _exact(seconds: float) -> Fraction:
-    """The rational number that a float stands for, so that 0.04 is a frame's time at 25 fps."""
-    return Fraction(seconds).limit_denominator(1_000_000)
-
-
-def _is_mpeg(container: av.container.InputContainer) -> bool:
-    """Whether it is an MPEG stream: its clock begins anywhere, and it has no index."""
-    return bool(container.format.flags & av.format.Flags.ts_discont.value)
-
-
-def _zero(container: av.container.InputContainer) -> Fraction:
-    """Where the file's clock stands at time 0."""
-    from_first = _is_mpeg(container) or _video_stream(container) is None
-    if from_first and container.start_time is not None:
-        return Fraction(container.start_time, av.time_base)
-    return Fraction(0)
-
-
-def _start(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> Fraction:
-    """When a stream begins; 0 where its header does not say."""
-    if stream.start_time is None:
-        return Fraction(0)
-    return stream.start_time * Fraction(stream.time_base) - _zero(container)
-
-
-def _end(
-    container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, path: str | os.PathLike
-) -> Fraction:
-    """When a stream ends: as its header says, else by its packets."""
-    tick, zero = Fraction(stream.time_base), _zero(container)
-    if stream.duration is not None:
-        return ((stream.start_time or 0) + stream.duration) * tick - zero
-    with _refusing(path, f"the {stream.type} is corrupt"):
-        ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
-    return max(ends) * tick - zero if ends else Fraction(0)
-
-
-@contextlib.contextmanager
-def _refusing(path: str | os.PathLike, fault: str) -> Iterator[None]:
-    """Turns what PyAV cannot do with a file into a `UserError` that says `fault`."""
-    try:
-        yield
-    except (av.FFmpegError, ValueError) as error:
-        raise UserError(f"{path}: {fault} ({getattr(error, 'strerror', None) or error})") from None
-
-
 def _too_short(path: str | os.PathLike, what: str, end: float, start: float, needed: float) -> str:
     there = max(float(end) - start, 0.0)
     return f"{path}: too short: from {start:g} s on, the {what} has {there:.3f} s, and {needed:.3f} s are needed"
-
-
-# Decoding
 
 
 def _decode(
     container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, path: str | os.PathLike
 ) -> Iterator[tuple[Fraction, av.VideoFrame | av.AudioFrame]]:
     """(time, frame) for every frame of a stream; corrupt data raises `UserError`."""
-    tick, zero = Fraction(stream.time_base), _zero(container)
+    tick, zero = Fraction(stream.time_base), streams.zero(container)
     time, after_key = None, False
     try:
         for packet in container.demux(stream):
@@ -323,7 +168,7 @@ def _decode(
         raise UserError(f"{path}: the {stream.type} is corrupt {place}") from None
 
 
-def _video_frames(
+def video_frames(
     container: av.container.InputContainer, stream: av.VideoStream, path: str | os.PathLike, start: Fraction
 ) -> Iterator[frames.Frame]:
     """The frames from a key frame at or before `start` on."""
@@ -333,10 +178,10 @@ def _video_frames(
     decoded = _decode(container, stream, path)
     if start > 0:
         with contextlib.suppress(av.FFmpegError):
-            container.seek(int((start + _zero(container)) / tick), stream=stream)
+            container.seek(int((start + streams.zero(container)) / tick), stream=stream)
         first = next(decoded, None)
         if first is None or first[0] > start:  # an index that leads too far
-            with _refusing(path, "the video cannot be read from its beginning again"):
+            with streams.refusing(path, "the video cannot be read from its beginning again"):
                 container.seek(0)
             decoded = _decode(container, stream, path)
         else:
@@ -348,7 +193,7 @@ def _video_frames(
 
 def _rgb(frame: av.VideoFrame, path: str | os.PathLike) -> frames.Image:
     """The frame as (height, width, 3) uint8, turned as its display matrix says."""
-    with _refusing(path, f"pictures of the kind {frame.format.name} cannot be used"):
+    with streams.refusing(path, f"pictures of the kind {frame.format.name} cannot be used"):
         image = frame.to_ndarray(format="rgb24")
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -364,8 +209,8 @@ def _rgb(frame: av.VideoFrame, path: str | os.PathLike) -> frames.Image:
 
 def _mono(path: str | os.PathLike, start: Fraction, seconds: Fraction) -> tuple[Float[np.ndarray, " l"], int]:
     """The mean of the channels over [start, start + seconds), less where the sound ends before; and its rate."""
-    with _open(path) as container:
-        stream = _audio_stream(container)
+    with streams.open_container(path) as container:
+        stream = streams.audio_stream(container)
         if stream is None:
             raise UserError(f"{path}: no audio track in it")
         rate = stream.sample_rate
@@ -383,7 +228,7 @@ def _mono(path: str | os.PathLike, start: Fraction, seconds: Fraction) -> tuple[
             stated = math.floor(time * rate + Fraction(1, 2)) - first
             if position is None or abs(stated - position) > GAP * rate:
                 position = stated
-            with _refusing(path, f"the sound cannot be used at {float(time):.2f} s"):
+            with streams.refusing(path, f"the sound cannot be used at {float(time):.2f} s"):
                 block = _channel_mean(frame)
             low, high = max(position, 0), min(position + len(block), len(audio))
             if low < high:
@@ -401,82 +246,3 @@ def _channel_mean(frame: av.AudioFrame) -> Float[np.ndarray, " l"]:
     """The mean of a frame's channels; their number and the sample format may change from frame to frame."""
     parts = [part.to_ndarray().mean(axis=0) for part in av.AudioResampler(format="fltp").resample(frame)]
     return np.concatenate([np.zeros(0, np.float32), *parts])
-
-
-# Encoding
-
-
-def _copied(
-    output: av.container.OutputContainer,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    start: Fraction,
-    duration: Fraction,
-) -> Iterator[av.Packet]:
-    """The stream's packets as they are, with `start` as time 0; what is before it is there but not shown."""
-    target = output.add_stream_from_template(stream)
-    tick = Fraction(stream.time_base)
-    begin = int((start + _zero(container)) / tick)
-    end = begin + int(duration / tick)
-    if start > 0:
-        container.seek(begin, stream=stream)
-    late: list[av.Packet] = []  # they start after the end, but an earlier frame may be predicted from them
-    for packet in _dated(container.demux(stream)):
-        if packet.dts >= end:
-            break
-        late.append(packet)
-        if packet.pts < end:
-            for kept in late:
-                kept.pts, kept.dts, kept.stream = kept.pts - begin, kept.dts - begin, target
-                yield kept
-            late.clear()
-
-
-def _dated(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """Non-empty packets; the decoding times that Matroska leaves out at the beginning are filled in."""
-    undated: list[av.Packet] = []
-    for packet in packets:
-        if packet.size == 0:
-            continue
-        undated.append(packet)
-        if packet.dts is not None:
-            for step, earlier in enumerate(reversed(undated)):
-                earlier.dts = packet.dts - step * (packet.duration or 1)
-            yield from undated
-            undated.clear()
-
-
-def _encoded(
-    output: av.container.OutputContainer,
-    shown: Iterator[frames.Frame],
-    rate: Fraction,
-    start: Fraction,
-    duration: Fraction,
-) -> Iterator[av.Packet]:
-    """The frames shown in the interval, upright, as H.264, with `start` as time 0."""
-    target = output.add_stream("libx264", rate=rate, options={"crf": "18"})
-    target.pix_fmt = "yuv420p"
-    target.codec_context.time_base = MPEG_TICK
-    target.width = 0
-    for frame in shown:
-        if frame.time >= start + duration:
-            break
-        if frame.end <= start:
-            continue
-        image = frame.image
-        image = np.ascontiguousarray(image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2])
-        if not target.width:
-            target.height, target.width = image.shape[:2]
-        picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-        picture.pts, picture.time_base = round(max(frame.time - start, 0) / MPEG_TICK), MPEG_TICK
-        yield from target.encode(picture)
-    yield from target.encode(None)
-
-
-def _aac(output: av.container.OutputContainer, audio: Float[np.ndarray, " l"], sample_rate: int) -> Iterator[av.Packet]:
-    stream = output.add_stream("aac", rate=sample_rate, layout="mono")
-    stream.bit_rate = min(192_000, 6 * sample_rate)  # AAC allows six bits a sample
-    frame = av.AudioFrame.from_ndarray(np.asarray(audio, np.float32)[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
-    yield from stream.encode(frame)
-    yield from stream.encode(None)

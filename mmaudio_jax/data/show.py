@@ -78,7 +78,7 @@ def write(out: Path, name: str, sound: Float[np.ndarray, " l"], rate: int, clip:
     sheet, video, seconds = out / f"{name}_frames.png", out / f"{name}.mp4", len(sound) / rate
     frames, _ = media.read_frames(clip.video, clip.start_time, seconds)
     plots.save_contact_sheet(sheet, frames, np.arange(len(frames)) / CLIP_FPS, sound, rate)
-    media.write_video(video, clip.video, sound, rate, clip.start_time, seconds)
+    muxing.write_video(video, clip.video, sound, rate, clip.start_time, seconds)
     return [wave, picture, sheet, video]
 
 

@@ -115,7 +115,7 @@ def save_sounds(out: Path, rows, features, scenes) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             audio.write_audio(target.with_suffix(".wav"), wave, rate)
             video = out / "held_out" / "clips" / f"{name}.mp4"
-            media.write_video(target.with_suffix(".mp4"), video, wave, rate, 0.0, features.metadata.duration)
+            muxing.write_video(target.with_suffix(".mp4"), video, wave, rate, 0.0, features.metadata.duration)
 
     write_table(out / "sounds" / "index.tsv", index)
     other = evaluate.others(len(scenes), "videos shuffled")[0][known]

@@ -16,7 +16,7 @@ from pathlib import Path
 import tqdm
 
 from mmaudio_jax.data.dataset import live_with_parent
-from mmaudio_jax.data.inspection import Inspection, inspect
+from mmaudio_jax.data.prepare.inspection import Inspection, inspect
 from mmaudio_jax.files import atomic_file
 
 VERSION = 1  # of what `inspect` finds; another is not used

@@ -7,14 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from mmaudio_jax.data import cutting, split
+from mmaudio_jax.data import split
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.clips import check_id
-from mmaudio_jax.data.cutting import Lengths, Span
-from mmaudio_jax.data.inspection import Inspection
-from mmaudio_jax.data.inspection_cache import InspectionCache, inspect_all
-from mmaudio_jax.data.lists import Entry, clean
-from mmaudio_jax.data.media_folder import MediaFolder
+from mmaudio_jax.data.prepare import cutting
+from mmaudio_jax.data.prepare.cache import InspectionCache, inspect_all
+from mmaudio_jax.data.prepare.cutting import Lengths, Span
+from mmaudio_jax.data.prepare.folder import MediaFolder
+from mmaudio_jax.data.prepare.inspection import Inspection
+from mmaudio_jax.data.prepare.lists import Entry, clean
 from mmaudio_jax.data.table import Row
 from mmaudio_jax.errors import UserError
 

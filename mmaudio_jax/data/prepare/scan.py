@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import av
 
-from mmaudio_jax.data.media import Streams, open_streams
+from mmaudio_jax.data.streams import Streams, open_streams
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ import av
 import numpy as np
 from jaxtyping import Float
 
-from mmaudio_jax.data.cutting import Span, covered, joined
-from mmaudio_jax.data.media import GAP, MPEG_TICK
-from mmaudio_jax.data.onsets import OnsetFinder
-from mmaudio_jax.data.scan import scan
+from mmaudio_jax.data.media import GAP
+from mmaudio_jax.data.prepare.cutting import Span, covered, joined
+from mmaudio_jax.data.prepare.onsets import OnsetFinder
+from mmaudio_jax.data.prepare.scan import scan
+from mmaudio_jax.data.streams import MPEG_TICK
 from mmaudio_jax.errors import UserError
 
 PICTURE = (160, 90)  # pixels that the filters look at

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmaudio_jax.data.cutting import Span
+from mmaudio_jax.data.prepare.cutting import Span
 from mmaudio_jax.data.table import Row
 from mmaudio_jax.errors import UserError
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmaudio_jax import errors
-from mmaudio_jax.data import lists
-from mmaudio_jax.data.assembly import CUTS, Assembled, Choices, assemble
 from mmaudio_jax.data.clips import read_clips
-from mmaudio_jax.data.cutting import Lengths
 from mmaudio_jax.data.example import SIDES
-from mmaudio_jax.data.inspection_cache import InspectionCache
-from mmaudio_jax.data.media_folder import MediaFolder
+from mmaudio_jax.data.prepare import lists
+from mmaudio_jax.data.prepare.assembly import CUTS, Assembled, Choices, assemble
+from mmaudio_jax.data.prepare.cache import InspectionCache
+from mmaudio_jax.data.prepare.cutting import Lengths
+from mmaudio_jax.data.prepare.folder import MediaFolder
 from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
