@@ -290,7 +290,9 @@ def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
     """The manager of a run, and the steps that are meant, newest first."""
     if not workdir.name:
         raise UserError("no training run is named: the folder is empty")
-    name, _, chosen = workdir.name.rpartition("@") if not workdir.exists() else (workdir.name, "", "")
+    name, at, chosen = workdir.name.rpartition("@") if not workdir.exists() else (workdir.name, "", "")
+    if at and not chosen:
+        raise UserError(f"{workdir} names no checkpoint; write {name}@{BEST}, {name}@STEP, or {name} for the newest")
     workdir = workdir.with_name(name or workdir.name)
     if not (workdir / FOLDER).is_dir():
         there = f"there is no folder {FOLDER} in it" if workdir.exists() else "it does not exist"

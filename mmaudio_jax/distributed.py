@@ -101,6 +101,18 @@ def anywhere(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails within in any process fails in all, where the others would wait for it in vain; no barrier within."""
+    found = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        found = error
+    if anywhere(found is not None):
+        raise found or UserError("another process of the run has failed, and says why")
+
+
 def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -74,6 +74,7 @@ def make_train_step(
     """
     unroll = jax.default_backend() == "cpu" if unroll is None else unroll
 
+    @jax.jit  # traced once, however many micro-batches are written out
     def gradient(params, frozen, micro_batch, keys):
         def objective(params):
             model = trees.merge(graphdef, sharding.gather({**frozen, **params}, mesh))

@@ -169,15 +169,15 @@ def train(
 def _alone_in(workdir: Path) -> Iterator[None]:
     """Holds the lock of a workdir; the system releases it when the main process ends, however it does."""
     lock = filelock.FileLock(workdir / ".lock", blocking=False)
-    busy = False
-    if distributed.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            busy = True
-    if distributed.anywhere(busy):
-        raise UserError(f"another run is at work in {workdir}; wait for its end, or choose another --workdir")
+    with distributed.together():
+        if distributed.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise UserError(
+                    f"another run is at work in {workdir}; wait for its end, or choose another --workdir"
+                ) from None
     try:
         yield
     finally:
@@ -215,8 +215,9 @@ class _Run:
             done = " and so is finished" if self.finished else ""
             distributed.say(f"{workdir} has come to step {self._start}{done}")
         self._writer = NoWriter()
-        if distributed.is_main() and not self.finished:
-            self._writer = MetricWriter(workdir, self._start, config.num_steps, config.wandb, identity)
+        with distributed.together():
+            if distributed.is_main() and not self.finished:
+                self._writer = MetricWriter(workdir, self._start, config.num_steps, config.wandb, identity)
         stack.callback(self._writer.close)
         self._snapshots = stack.enter_context(Snapshots(workdir, self._start)) if config.ema else None
         self._clock = Clock(self._start, config.num_steps)

@@ -49,7 +49,8 @@ class Kill(NamedTuple):
 
 def settings(kills: int) -> dict[str, object]:
     """A run so long that it is not finished before the last kill."""
-    sizes = {"batch_size": 2, "num_steps": (AHEAD + 2 * EVERY) * kills, "eval_every": EVERY, "log_every": 1}
+    sizes = {"batch_size": 2, "accumulation": 2, "num_steps": (AHEAD + 2 * EVERY) * kills}
+    sizes |= {"eval_every": EVERY, "log_every": 1}
     return {**sizes, "ema.snapshot_every": EVERY}
 
 

@@ -24,7 +24,7 @@ from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.errors import UserError
 
-SMALL = {"batch_size": 2, "num_steps": 6, "eval_every": 2, "log_every": 2}  # workers, accumulation: as shipped
+SMALL = {"batch_size": 4, "accumulation": 2, "num_steps": 6, "eval_every": 2, "log_every": 2, "workers": 0}
 
 
 def train(config, workdir, dry_run=False):
@@ -121,7 +121,7 @@ def test_a_dry_run_tells_layers_leaves_memory_and_operations_and_writes_nothing(
     split = dataclasses.replace(small_config, mesh=sharding.MeshConfig(1, 2), accumulation=1)
     experiment.run(split, tmp_path / "run", dry_run=True, devices=jax.devices()[:2])
     out = capsys.readouterr().out
-    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +4 +16 +7 +7,168", out) and "2 examples a step for 6 steps" in out
+    assert re.search(r"qkv +\.\*\\\.attn\\\.qkv +4 +16 +7 +7,168", out) and "4 examples a step for 6 steps" in out
     assert not (tmp_path / "run").exists()
     table = [line.split("  ") for line in out[out.index("leaf  ") : out.index("memory of")].splitlines()[1:]]
     rows = [[cell.strip() for cell in row if cell.strip()] for row in table]
@@ -131,7 +131,7 @@ def test_a_dry_run_tells_layers_leaves_memory_and_operations_and_writes_nothing(
     told = re.search(r"on each device: .* \(arguments ([\d.]+) MiB, .* ([\d.]+) [KM]iB take the .* temporaries", out)
     params = trees.count(weights.load(Path(small_config.weights) / "small_16k", "mmaudio").params)
     assert 0.5 < float(told[1]) * 2**20 / (params * 4) < 0.8  # half of what is large, and the batch
-    assert re.search(r"operations: [\d.]+ TFLOP a step of 2 examples", out)
+    assert re.search(r"operations: [\d.]+ TFLOP a step of 4 examples", out)
 
 
 def damage(workdir, how):
@@ -147,15 +147,19 @@ def damage(workdir, how):
 
 
 @pytest.mark.parametrize("how", ["run", "state", "half", "empty", "byte"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
-    small_config, finished, tmp_path, capsys, how
-):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(finished, tmp_path, capsys, how):
     shutil.copytree(finished[0], tmp_path / "run")
     damage(tmp_path / "run", how)
     assert checkpoint.load_adapter(tmp_path / "run").step == 4
     assert re.search(r"warning: .*checkpoints/6 is damaged", capsys.readouterr().out)
     with pytest.raises(UserError, match=r"checkpoints/6 is damaged"):
         checkpoint.load_adapter(tmp_path / "run@6")
+
+
+@pytest.mark.parametrize("how", ["run", "byte"])
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(small_config, finished, tmp_path, capsys, how):
+    shutil.copytree(finished[0], tmp_path / "run")
+    damage(tmp_path / "run", how)
     train(small_config, tmp_path / "run")
     assert re.search(r"warning: .*checkpoints/6 is damaged(.*\n)*.*has come to step 4\n", capsys.readouterr().out)
     assert (tmp_path / "run" / "damaged" / "6").is_dir()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from conftest import relative_error
 
@@ -29,7 +30,7 @@ TOLD = 5  # seconds: JAX looks once a second whether it was told to stop, then t
 def settings(small_weights, small_features):
     values = lora_16k.get_config().to_dict()
     values |= {"weights": str(small_weights), "data": str(small_features)}
-    values |= {"batch_size": 4, "accumulation": 2, "num_steps": STEPS, "eval_every": 2, "log_every": 1}
+    values |= {"batch_size": 4, "accumulation": 1, "workers": 0, "num_steps": STEPS, "eval_every": 2, "log_every": 1}
     values["lora"] |= {"rank": 4, "targets": ("qkv",)}
     values["samples"] = None
     return config.from_mapping(experiment.TrainConfig, values)
@@ -73,11 +74,26 @@ def losses(workdir):
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp_path):
+def learnt(workdir):
+    """All of the adapter that began at zero."""
+    params = checkpoint.load_adapter(workdir).params
+    return np.concatenate([np.ravel(params[path]) for path in sorted(params) if path.endswith("lora_b")])
+
+
+def test_told_to_stop_or_killed_processes_go_on_as_more_and_compute_what_one_does(settings, alone, tmp_path):
     workdir = tmp_path / "run"
+    two = start(settings, workdir, 2, wait_at=2)
+    wait(two, workdir, 2)
+    two[1].send_signal(signal.SIGTERM)  # one is told to stop: all save the same step
+    time.sleep(TOLD)
+    Path(f"{workdir}.go_on").touch()
+    assert [process.wait(timeout=60) for process in two] == [START_AGAIN] * 2
+    assert {path.name for path in (workdir / checkpoint.FOLDER).iterdir()} == {"2", "3"}
+    Path(f"{workdir}.go_on").unlink()
+
     two = start(settings, workdir, 2, wait_at=STOP)
     wait(two, workdir, STOP)
-    two[1].kill()
+    two[1].kill()  # none outlives it for long
     assert all(process.wait(timeout=60) != 0 for process in two)
     four = start(settings, workdir, 4)
     assert [process.wait(timeout=300) for process in four] == [0] * 4
@@ -85,25 +101,9 @@ def test_a_killed_process_ends_all_and_more_processes_go_on(settings, alone, tmp
     # the same losses as one process, and in every process the same bits
     expected = losses(alone)
     assert losses(workdir) == pytest.approx(expected, rel=1e-5) and len(expected) == STEPS
-    for step, count in ((2, 2), (STOP, 2), (STEPS, 4)):
+    for step, count in ((2, 2), (3, 2), (STOP, 2), (STEPS, 4)):
         assert len({(tmp_path / f"run.{step}.{i}").read_text() for i in range(count)}) == 1
-    one, many = (checkpoint.load_adapter(folder).params for folder in (alone, workdir))
-    assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
-
-
-def test_one_process_is_told_to_stop_and_all_save_the_same_step(settings, alone, tmp_path):
-    workdir = tmp_path / "run"
-    two = start(settings, workdir, 2, wait_at=2)
-    wait(two, workdir, 2)
-    two[1].send_signal(signal.SIGTERM)
-    time.sleep(TOLD)
-    Path(f"{workdir}.go_on").touch()
-    assert [process.wait(timeout=60) for process in two] == [START_AGAIN] * 2
-    assert {path.name for path in (workdir / checkpoint.FOLDER).iterdir()} == {"2", "3"}
-    assert len({(tmp_path / f"run.3.{i}").read_text() for i in range(2)}) == 1
-    two = start(settings, workdir, 2)
-    assert [process.wait(timeout=300) for process in two] == [0] * 2
-    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+    assert relative_error(learnt(workdir), learnt(alone)) < 1e-3
 
 
 def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path, monkeypatch):
@@ -114,8 +114,7 @@ def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path, monkeypatch)
     split = dataclasses.replace(settings, mesh=sharding.MeshConfig(data=1, fsdp=2))
     experiment.run(split, workdir, dry_run=False, devices=jax.devices()[:2])
     assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
-    one, many = (checkpoint.load_adapter(folder).params for folder in (alone, workdir))
-    assert all(relative_error(many[path], one[path]) < 1e-4 for path in one)
+    assert relative_error(learnt(workdir), learnt(alone)) < 1e-3
 
 
 @pytest.mark.parametrize("told", [("localhost:1", None, None), ("localhost:1", 2, None), (None, 2, 0)])

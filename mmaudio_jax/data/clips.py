@@ -58,7 +58,7 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
         raise UserError(f"{path} has no clips: there is no row after the column names")
     root = Path(root).resolve()
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}; --root must name the folder that video_path starts from")
+        raise UserError(f"there is no folder {root} for video_path to start from; name the one that holds the videos")
     clips: dict[str, Clip] = {}
     for row, line in zip(table.rows, table.lines, strict=True):
         try:
