@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmaudio_jax import distributed, measures, plots, sampling, sharding, trees
-from mmaudio_jax.data import audio, clips, media, mel
+from mmaudio_jax.data import audio, clips, media, mel, muxing
 from mmaudio_jax.data.mixture import Mixture
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from media_files import decoded, numbered_frame, numbers, set_display_matrix, tone, write_media
 
-from mmaudio_jax.data import audio, frames, media
+from mmaudio_jax.data import audio, frames, media, muxing, streams
 from mmaudio_jax.errors import UserError
 
 NTSC = Fraction(30_000, 1001)
@@ -331,7 +331,7 @@ def test_whatever_the_decoder_cannot_do_is_one_sentence(tmp_path, with_sound, mo
             next(media.video_frames(broken, video, "a.mp4", Fraction(1)))
         unstated = SimpleNamespace(duration=None, time_base=Fraction(1, 90_000), type="video")
         with pytest.raises(UserError, match=r"a\.mp4: the video is corrupt \(Invalid data\)"):
-            media._end(broken, unstated, "a.mp4")
+            streams.end_of(broken, unstated, "a.mp4")
 
 
 def test_a_file_cut_off_in_the_middle_is_refused(tmp_path):

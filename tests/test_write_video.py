@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from media_files import decoded, numbers, set_display_matrix, tone, write_media
 
-from mmaudio_jax.data import media
+from mmaudio_jax.data import media, muxing
 from mmaudio_jax.errors import UserError
 
 

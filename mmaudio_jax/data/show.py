@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mmaudio_jax import errors, plots, sampling
-from mmaudio_jax.data import audio, media
+from mmaudio_jax.data import audio, media, muxing
 from mmaudio_jax.data.clips import Clip, clip_of, require_columns
 from mmaudio_jax.data.example import Example, StoredFeatures
 from mmaudio_jax.data.records import open_features

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from mmaudio_jax import errors
-from mmaudio_jax.data import audio, media, records
+from mmaudio_jax.data import audio, media, muxing, records
 from mmaudio_jax.data.table import write_table
 from mmaudio_jax.demo import evaluate, poster
 from mmaudio_jax.demo.stand_ins import save_stand_ins
