@@ -64,7 +64,7 @@ def read_media(clip: Clip, mode: str, duration: float, short: str = "skip") -> M
     else:
         own = -int(-there * rate // (MODES[mode].hop * VAE_FACTOR))
         seconds, samples = there - ROUNDING, int((there - ROUNDING) * rate)
-    audio = media.read_audio(clip.video, clip.start_time, seconds, rate, samples)
+    audio = media.read_audio(clip.video, clip.start_time, seconds, rate, samples, clip.end_time)
     audio = np.pad(audio, (0, length.samples - samples))
     if not media.has_video(clip.video):
         return Media(audio, None, None, own)

@@ -189,7 +189,7 @@ class Listener:
         duration, mode = self._features.metadata.duration, self._decoder.mode
         length = (duration, mode.sample_rate, lengths(duration, mode).samples)
         chosen = (prompt.clip for prompt in self._prompts)
-        return np.stack([media.read_audio(clip.video, clip.start_time, *length) for clip in chosen])
+        return np.stack([media.read_audio(clip.video, clip.start_time, *length, clip.end_time) for clip in chosen])
 
     def _put(self, tree: Any) -> Any:
         """Whole on every device, the same from every process."""

@@ -26,9 +26,9 @@ def is_silent(audio: Float[np.ndarray, " l"]) -> bool:
     return np.abs(audio).max(initial=0.0) <= SILENCE
 
 
-def normalise_peak(audio: Float[np.ndarray, " l"]) -> Float[np.ndarray, " l"]:
-    """The sound scaled to a peak of 0.95; it must not be silent."""
-    return audio * (PEAK / np.abs(audio).max())
+def normalise_peak(audio: Float[np.ndarray, " l"], peak: float | None = None) -> Float[np.ndarray, " l"]:
+    """The sound scaled so that `peak`, by default its own, becomes 0.95; it must not be silent."""
+    return audio * (PEAK / (np.abs(audio).max() if peak is None else peak))
 
 
 def resampled_length(length: int, rate: int, new_rate: int) -> int:

@@ -19,6 +19,7 @@ from mmaudio_jax.errors import UserError
 
 GAP = Fraction(1, 50)  # seconds: sound packets further apart than this leave a gap of silence
 AUDIO_PREROLL = 1  # seconds decoded before an interval, for decoders that need a run-up
+FILTER_REACH = 1  # seconds resampled beyond what is needed, so that its end is as within the whole: more than enough
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,23 +121,41 @@ def read_image(path: str | os.PathLike) -> UInt8[np.ndarray, "384 384 3"]:
 
 
 def read_audio(
-    path: str | os.PathLike, start: float, duration: float, sample_rate: int, samples: int
+    path: str | os.PathLike,
+    start: float,
+    duration: float,
+    sample_rate: int,
+    samples: int,
+    end: float | None = None,
 ) -> Float[np.ndarray, " {samples}"]:
     """The sound of a clip for training: mean of the channels, peak 0.95, resampled, cut to `samples`.
 
-    The clip is [start, start + duration), or longer where `samples`, which are whole latents, need more: if the file
-    ends within these last milliseconds, they are silent. The peak is taken over all of it.
+    What is needed is [start, start + duration), or more where `samples`, which are whole latents, are more: if the
+    file ends within these last milliseconds, they are silent. Of a video, the peak is that of the whole clip, which is
+    resampled and then cut; of a file of sound alone it is that of the whole file, and what is needed is cut out before
+    it is resampled.
+
+    Args:
+        path: a video or a file of sound alone.
+        start: seconds.
+        duration: seconds that must be there.
+        sample_rate: Hz, of the result.
+        samples: how many the result has.
+        end: of the clip, seconds, where it is longer than what is needed.
 
     Raises:
         UserError: no such file, no media file, no audio track, too short, silent, corrupt.
     """
-    seconds = max(streams.exact(duration), Fraction(samples, sample_rate))
-    audio, rate = _mono(path, streams.exact(start), seconds)
+    begin, needed = streams.exact(start), max(streams.exact(duration), Fraction(samples, sample_rate))
+    whole = needed if end is None else max(needed, streams.exact(end) - begin)
+    of_video = has_video(path)
+    audio, rate = _mono(path, begin, min(whole, needed + FILTER_REACH) if of_video else needed)
     if sound.resampled_length(len(audio), rate, sample_rate) < min(samples, int(duration * sample_rate)):
         raise UserError(_too_short(path, "sound", start + len(audio) / rate, start, duration))
-    if sound.is_silent(audio):
-        raise UserError(f"{path}: the sound is silent from {start:g} s to {start + float(seconds):g} s")
-    resampled = sound.resample(sound.normalise_peak(audio), rate, sample_rate)[:samples]
+    if sound.is_silent(audio[: math.ceil(needed * rate)]):
+        raise UserError(f"{path}: the sound is silent from {start:g} s to {start + float(needed):g} s")
+    peak = _peak(path, begin, whole) if of_video else _whole_peak(path)
+    resampled = sound.resample(sound.normalise_peak(audio, peak), rate, sample_rate)[:samples]
     return np.pad(resampled, (0, samples - len(resampled)))
 
 
@@ -210,36 +229,62 @@ def _rgb(frame: av.VideoFrame, path: str | os.PathLike) -> frames.Image:
 def _mono(path: str | os.PathLike, start: Fraction, seconds: Fraction) -> tuple[Float[np.ndarray, " l"], int]:
     """The mean of the channels over [start, start + seconds), less where the sound ends before; and its rate."""
     with streams.open_container(path) as container:
-        stream = streams.audio_stream(container)
-        if stream is None:
-            raise UserError(f"{path}: no audio track in it")
+        stream = streams.need_audio(container, path)
         rate = stream.sample_rate
-        first = math.floor(start * rate + Fraction(1, 2))
         audio = np.zeros(math.ceil(seconds * rate), np.float32)
-        position = None  # of the next sample in `audio`
-        seekable = Fraction(stream.time_base) == Fraction(1, rate)  # elsewhere times are too coarse to begin in between
-        if seekable and start > AUDIO_PREROLL:
-            with contextlib.suppress(av.FFmpegError):
-                container.seek(int((start - AUDIO_PREROLL) * rate), stream=stream)
-        for time, frame in _decode(container, stream, path):
-            if frame.sample_rate != rate:
-                change = f"the sound changes from {rate} Hz to {frame.sample_rate} Hz at {float(time):.2f} s"
-                raise UserError(f"{path}: {change}; convert the file to one sample rate")
-            stated = math.floor(time * rate + Fraction(1, 2)) - first
-            if position is None or abs(stated - position) > GAP * rate:
-                position = stated
-            with streams.refusing(path, f"the sound cannot be used at {float(time):.2f} s"):
-                block = _channel_mean(frame)
-            low, high = max(position, 0), min(position + len(block), len(audio))
-            if low < high:
-                audio[low:high] = block[low - position : high - position]
-            position += len(block)
-            if position >= len(audio):
-                break
-        end = position or 0
-        if seekable and stream.duration is not None:  # the last packet's padding does not count
-            end = min(end, (stream.start_time or 0) + stream.duration - first)
-        return audio[: max(end, 0)], rate
+        end = 0
+        for index, block in _mono_blocks(container, stream, path, start, len(audio)):
+            end = index + len(block)
+            audio[index:end] = block
+        return audio[:end], rate
+
+
+@functools.lru_cache(maxsize=16)  # the clips of a long file come one after the other
+def _whole_peak(path: str | os.PathLike) -> float:
+    """The largest magnitude in a file, of the mean of its channels."""
+    return _peak(path, Fraction(0), math.inf)
+
+
+def _peak(path: str | os.PathLike, start: Fraction, seconds: Fraction | float) -> float:
+    """The largest magnitude over [start, start + seconds), of the mean of the channels; 0 where there is no sound."""
+    with streams.open_container(path) as container:
+        stream = streams.need_audio(container, path)
+        length = seconds if seconds == math.inf else math.ceil(seconds * stream.sample_rate)
+        blocks = _mono_blocks(container, stream, path, start, length)
+        return max((float(np.abs(block).max(initial=0.0)) for _, block in blocks), default=0.0)
+
+
+def _mono_blocks(
+    container: av.container.InputContainer,
+    stream: av.AudioStream,
+    path: str | os.PathLike,
+    start: Fraction,
+    length: float,
+) -> Iterator[tuple[int, Float[np.ndarray, " l"]]]:
+    """(index, the mean of the channels) of every block within `length` samples from `start` on; gaps are left out."""
+    rate = stream.sample_rate
+    first = math.floor(start * rate + Fraction(1, 2))
+    position = None  # of the next block
+    seekable = Fraction(stream.time_base) == Fraction(1, rate)  # elsewhere times are too coarse to begin in between
+    if seekable and stream.duration is not None:  # the last packet's padding does not count
+        length = max(min(length, (stream.start_time or 0) + stream.duration - first), 0)
+    if seekable and start > AUDIO_PREROLL:
+        with contextlib.suppress(av.FFmpegError):
+            container.seek(int((start - AUDIO_PREROLL) * rate), stream=stream)
+    for time, frame in _decode(container, stream, path):
+        if frame.sample_rate != rate:
+            change = f"the sound changes from {rate} Hz to {frame.sample_rate} Hz at {float(time):.2f} s"
+            raise UserError(f"{path}: {change}; convert the file to one sample rate")
+        stated = math.floor(time * rate + Fraction(1, 2)) - first
+        if position is None or abs(stated - position) > GAP * rate:
+            position = stated
+        with streams.refusing(path, f"the sound cannot be used at {float(time):.2f} s"):
+            block = _channel_mean(frame)
+        low, high = (min(max(at, 0), length) for at in (position, position + len(block)))
+        yield low, block[low - position : high - position]
+        position += len(block)
+        if position >= length:
+            return
 
 
 def _channel_mean(frame: av.AudioFrame) -> Float[np.ndarray, " l"]:

@@ -75,6 +75,14 @@ def need_video(container: av.container.InputContainer, path: str | os.PathLike) 
     return stream
 
 
+def need_audio(container: av.container.InputContainer, path: str | os.PathLike) -> av.AudioStream:
+    """As `audio_stream`; a UserError if there is none."""
+    stream = audio_stream(container)
+    if stream is None:
+        raise UserError(f"{path}: no audio track in it")
+    return stream
+
+
 def is_image(container: av.container.InputContainer) -> bool:
     """Whether it is one still picture."""
     return container.format.name == "image2" or container.format.name.endswith("_pipe")

@@ -86,7 +86,9 @@ class _Recordings:
         try:
             clip = clip_of(table.rows[index], table.lines[index], self._root)
             info = media.probe(clip.video)
-            audio = media.read_audio(clip.video, clip.start_time, seconds, self._mode.sample_rate, samples)
+            audio = media.read_audio(
+                clip.video, clip.start_time, seconds, self._mode.sample_rate, samples, clip.end_time
+            )
         except (UserError, ValueError) as error:
             self._files.add(self._rows.place(index, str(error)))
             return
