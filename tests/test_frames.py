@@ -2,6 +2,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmaudio_jax.data import frames
 
@@ -119,6 +121,32 @@ def test_the_last_frame_serves_ticks_to_its_own_end():
     ticks.offer_last(frame(2, 0, Fraction(3, 8) + Fraction(1, 1000)))
     ticks.offer_last(frame(3, 0, Fraction(1, 2) + Fraction(1, 1000)))
     assert served(ticks) == [1, 1, 1, 2, 3]
+
+
+seconds = st.fractions(0, 2, max_denominator=1000) | st.integers(0, 50).map(lambda k: Fraction(k, 25))
+
+
+@settings(max_examples=100)
+@given(
+    times=st.lists(seconds, min_size=1, max_size=30, unique=True).map(sorted),
+    last=st.fractions(Fraction(1, 1000), 1, max_denominator=1000),
+    start=seconds,
+    fps=st.sampled_from([8, 25]),
+)
+def test_ticks_are_those_of_a_search_through_all_frames(times, last, start, fps):
+    ticks = make_ticks(20, start, fps)
+    for value, time in enumerate(times):
+        ticks.offer(frame(value, time))
+    end = times[-1] + last
+    ticks.offer_last(frame(len(times) - 1, times[-1], end))
+    expected = []
+    for tick in (start + Fraction(k, fps) for k in range(20)):
+        later = [value for value, time in enumerate(times) if time >= tick]
+        if not later and tick >= end:
+            break
+        expected.append(later[0] if later else len(times) - 1)
+    assert served(ticks)[: len(expected)] == expected
+    assert ticks.complete == (len(expected) == 20)
 
 
 def test_counts_are_whole_ticks_of_the_duration():
