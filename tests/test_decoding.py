@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from media_files import frame_number
+from media_files import frame_number, tone, write_media
 
 from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.media import read_audio, read_frames
@@ -46,6 +46,16 @@ def test_a_short_clip_gets_silence_and_its_last_frame(small_videos, name, end, o
         numbers = [frame_number(image) for image in found.sync_frames]
         last = int(25 * own) - 1
         assert numbers == [min(i, last) for i in range(25)]
+
+
+@pytest.mark.parametrize("codec", [None, "libx264"])
+def test_what_is_loud_after_the_seconds_used_counts_for_the_peak(tmp_path, codec):
+    """Of a video within the clip, of sound alone within the file."""
+    x = tone(2.0, 44_100)
+    x[:, : 3 * 44_100 // 2] /= 10  # loud from 1.5 s on
+    video = write_media(tmp_path / "a.mkv", count=50, codec=codec, audio=x, audio_codec="pcm_f32le")
+    levels = [np.abs(read_media(clip(video, end=end), "16k", 1.0).audio).max() for end in (1.1, 2.0)]
+    assert levels == pytest.approx([0.95 if codec else 0.095, 0.095], rel=0.01)
 
 
 def test_too_little_cannot_be_filled_up(small_videos):
