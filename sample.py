@@ -188,7 +188,7 @@ def main() -> int:
 
     from mmaudio_jax import plots, sampling
     from mmaudio_jax.data import audio as sound
-    from mmaudio_jax.data import muxing
+    from mmaudio_jax.data import media, muxing
 
     pipeline = sampling.Pipeline.load(
         args.weights,
