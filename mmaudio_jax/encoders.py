@@ -20,7 +20,7 @@ from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.clip import CLIP
 from mmaudio_jax.models.synchformer import Synchformer
-from mmaudio_jax.models.vae import VAE
+from mmaudio_jax.models.vae import VAE, VAEConfig
 from mmaudio_jax.sequence import MODES, SYNC_SEGMENT, SYNC_STRIDE, sync_segments
 
 # what goes through a network at once on each device, powers of two: enough to fill a GPU; a CPU is as fast with a
@@ -126,7 +126,7 @@ class Encoders:
     def vae(self, mode: str) -> Network:
         """The audio encoder of a mode; a UserError if the folder holds another mode's."""
         if mode not in self._vaes:
-            self._about(mode)
+            self._check_vae(weights.read_config(self._root / f"vae_{mode}", "vae")[1], mode)
             self._vaes[mode] = self._load(f"vae_{mode}", "vae", jnp.float32)
         return self._vaes[mode]
 
@@ -138,13 +138,16 @@ class Encoders:
         """{folder: (metadata, config)} of the networks that the features of a mode need; loads none of them."""
         networks = {"clip": "clip", "synchformer": "synchformer", f"vae_{mode}": "vae"}
         found = {name: weights.read_config(self._root / name, network) for name, network in networks.items()}
-        (_, has), needs = found[f"vae_{mode}"], MODES[mode]
+        self._check_vae(found[f"vae_{mode}"][1], mode)
+        return found
+
+    def _check_vae(self, has: VAEConfig, mode: str) -> None:
+        needs = MODES[mode]
         if (has.latent_dim, has.mel_bins) != (needs.latent_dim, needs.mel_bins):
             raise UserError(
                 f"{self._root / f'vae_{mode}'} has {has.latent_dim} latent channels and {has.mel_bins} mel bins, "
                 f"{mode} has {needs.latent_dim} and {needs.mel_bins}: it is another VAE"
             )
-        return found
 
     def encode_audio(
         self, audio: Float[np.ndarray, "b l"], mode: str

@@ -19,7 +19,7 @@ from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.extraction import encode
 from mmaudio_jax.models.mmaudio import MMAudio
 
-CLIPS, STEPS, BATCH = 4, 150, 8
+CLIPS, STEPS, BATCH = 4, 80, 8
 OBJECTIVE = objective.ObjectiveConfig("logit_normal", drop_video=0.1, drop_clip=0.0, drop_sync=0.0, drop_text=0.1)
 ALWAYS = dataclasses.replace(OBJECTIVE, drop_video=0.0, drop_text=0.0)
 OPTIMIZER = optim.OptimizerConfig(4e-3, "cosine", 20, 0.9, 0.999, 1e-8, 0.01, 1.0)
