@@ -41,6 +41,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
         text = str(error).strip().splitlines()[-1].strip().removeprefix("ValueError: ")
         if missing := re.search(r"Flag (--\w+) must have a value", text):
             text = f"{missing[1]} must be given"
+        if closed := re.search(r'Override (\S+) can not be applied because field "(\S+)" is None', text):
+            text = f"config.{closed[1]} cannot be set, as this config has {closed[2]} = None: change it in its file"
         if "get_config() takes 0 positional arguments" in text:
             text = "this config file comes in one size; leave out what follows the colon"
         sys.exit(f"error: {text}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -99,6 +100,8 @@ class RunCheckpoints(_Kept):
         self, workdir: Path, run: Mapping[str, Any], keep_last: int = 1, keep_every: int = 0, read_only: bool = False
     ):
         self._workdir, self._run = workdir, dict(run)
+        if not read_only:
+            self._set_aside(_without_losses(workdir / FOLDER))
         policies = [
             checkpoint_managers.LatestN(keep_last),
             checkpoint_managers.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
@@ -111,10 +114,10 @@ class RunCheckpoints(_Kept):
                 preservation_policy=preserve, read_only=read_only, best_fn=_loss, best_mode="min"
             ),
         )
-        self.latest_step: int | None = self._manager.latest_step()
         try:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 with contextlib.suppress(Damaged):  # `restore` deals with it
+                    _check_digests(self._manager, step)
                     stored = _read_json(self._manager, step, "run")
                     if ALONE in stored:
                         raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
@@ -132,10 +135,15 @@ class RunCheckpoints(_Kept):
                 state=ocp.args.PyTreeSave(state),
                 run=ocp.args.JsonSave(self._run),
                 progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-                checksums=ocp.args.JsonSave(_checksums(state)),
+                checksums=ocp.args.JsonSave(_checksums(state) | _digests(self._run, progress, loss)),
             ),
             metrics=None if loss is None else {"loss": loss},
         )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, written or being written; None without one."""
+        return self._manager.latest_step()
 
     def restore(self, like: State) -> tuple[State | None, Progress]:
         """The newest whole state, None if there is none yet, and what the run remembers.
@@ -152,14 +160,16 @@ class RunCheckpoints(_Kept):
         for step in steps:
             damage = None
             try:
-                _read_json(self._manager, step, "run")
+                _check_digests(self._manager, step)
                 state = _restore_tree(self._manager, step, like)
                 _check_sums(self._manager, step, state)
                 progress = Progress(**_read_json(self._manager, step, "progress"))
             except Damaged as error:
                 damage = error
             if not distributed.anywhere(damage is not None):
-                self._set_aside(damaged)
+                if damaged:
+                    self._set_aside(damaged)
+                    self._manager.reload()
                 return state, progress
             damaged.append(step)
             distributed.say(f"warning: {damage or f'another process cannot read step {step}'}")
@@ -169,15 +179,17 @@ class RunCheckpoints(_Kept):
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         """Moves checkpoints out of the folder that Orbax looks through."""
-        if steps and distributed.is_main():
+        if not steps:
+            return
+        if distributed.is_main():
             for step in steps:
                 aside = self._workdir / DAMAGED / str(step)
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.parent.mkdir(exist_ok=True)
                 (self._workdir / FOLDER / str(step)).rename(aside)
-        if steps:
-            distributed.wait_for_all("damaged checkpoints are set aside")
-            self._manager.reload()
+        names = ", ".join(map(str, steps))
+        distributed.say(f"warning: the damaged checkpoint(s) {names} are now in {self._workdir / DAMAGED}")
+        distributed.wait_for_all("damaged checkpoints are set aside")
 
 
 class Snapshots(_Kept):
@@ -202,7 +214,13 @@ class Snapshots(_Kept):
 
     def save(self, step: int, averages: Mapping[str, trees.Params]) -> None:
         """Starts saving {σ_rel: params}."""
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(dict(averages))))
+        averages = dict(averages)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(averages), checksums=ocp.args.JsonSave(_checksums(averages))
+            ),
+        )
 
     def widths(self, step: int) -> list[str]:
         """The σ_rel of a step's averages, as they are spelt in `load`."""
@@ -210,8 +228,10 @@ class Snapshots(_Kept):
             return sorted(self._manager.item_metadata(step)["state"].tree)
 
     def load(self, step: int) -> dict[str, trees.Params]:
-        """{σ_rel: params} of a step, on the first local device."""
-        return _restore_local(self._manager, step)
+        """{σ_rel: params} of a step, on the first local device; Damaged if they are not what was saved."""
+        averages = _restore_local(self._manager, step)
+        _check_sums(self._manager, step, averages)
+        return averages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +275,12 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
 def read_run(workdir: Path) -> dict[str, Any]:
     """What a run is, as its checkpoint tells; see `load_adapter`."""
     with _opened(workdir) as (manager, steps):
-        return _newest_whole(steps, lambda step: _read_json(manager, step, "run"))
+
+        def read(step):
+            _check_digests(manager, step)
+            return _read_json(manager, step, "run")
+
+        return _newest_whole(steps, read)
 
 
 def load_adapter(workdir: Path) -> Adapter:
@@ -267,6 +292,7 @@ def load_adapter(workdir: Path) -> Adapter:
     with _opened(workdir) as (manager, steps):
 
         def load(step):
+            _check_digests(manager, step)
             state = _restore_local(manager, step, "params")
             _check_sums(manager, step, state)
             return Adapter(state["params"], step, _read_json(manager, step, "run"))
@@ -303,8 +329,9 @@ def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
         if not steps:
             raise UserError(f"{workdir} holds no checkpoint yet; the first is saved after the first validation")
         if chosen == BEST:
-            best = manager.best_step()
-            steps = [steps[0] if best is None else best]
+            if (best := manager.best_step()) is None:
+                raise UserError(f"{workdir} has no checkpoint of a validation; name one by its step, {workdir}@STEP")
+            steps = [best]
         elif chosen:
             if chosen not in map(str, steps):
                 raise UserError(f"{workdir} has no checkpoint {chosen}; there are {', '.join(map(str, steps))}")
@@ -313,8 +340,19 @@ def _opened(workdir: Path) -> Iterator[tuple[ocp.CheckpointManager, list[int]]]:
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
-    """The loss; what is not a number is worse than all, and would confuse Orbax's sorting."""
-    return metrics["loss"] if math.isfinite(metrics["loss"]) else math.inf
+    """The loss; one that was damaged is worse than all."""
+    return metrics.get("loss", math.inf)
+
+
+def _without_losses(folder: Path) -> list[int]:
+    """Checkpoints whose losses cannot be read, of which Orbax reads all at once."""
+    found = []
+    for file in folder.glob("*/metrics/metrics"):
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            found.append(int(file.parts[-3]))
+    return sorted(found)
 
 
 def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FOLDER) -> ocp.CheckpointManager:
@@ -322,11 +360,9 @@ def _open(workdir: Path, options: ocp.CheckpointManagerOptions, folder: str = FO
     handlers |= {name: ocp.JsonCheckpointHandler() for name in ("run", "progress", "checksums")}
     try:
         return ocp.CheckpointManager((workdir / folder).absolute(), options=options, item_handlers=handlers)
-    except json.JSONDecodeError as error:  # it reads the losses of all checkpoints at once
-        raise UserError(
-            f"{workdir / folder} has a checkpoint whose metrics are damaged ({error}): remove the one whose file "
-            "metrics/metrics is empty or cut off"
-        ) from None
+    except ValueError:
+        damaged = ", ".join(str(workdir / folder / str(step)) for step in _without_losses(workdir / folder))
+        raise Damaged(f"{damaged} is damaged: its losses cannot be read; remove it") from None
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, item: str, args: ocp.args.CheckpointArgs) -> Any:
@@ -380,6 +416,22 @@ def _check_sums(manager: ocp.CheckpointManager, step: int, state: State) -> None
             f"{manager.directory / str(step)} is damaged: {changed[0]} and {len(changed) - 1} other leaves "
             "are not what was saved"
         )
+
+
+def _digests(run: Mapping[str, Any], progress: Progress, loss: float | None) -> dict[str, str]:
+    """{item: SHA-256} of what a checkpoint holds beside its leaves, as JSON gives it back."""
+    items = {"run": run, "progress": dataclasses.asdict(progress), "loss": loss}
+    return {name: hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest() for name, item in items.items()}
+
+
+def _check_digests(manager: ocp.CheckpointManager, step: int) -> None:
+    """Raises Damaged unless what lies beside the leaves is what was saved."""
+    stored = _read_json(manager, step, "checksums")
+    loss = (manager.metrics(step) or {}).get("loss")
+    with _reading(manager, step):
+        found = _digests(_read_json(manager, step, "run"), Progress(**_read_json(manager, step, "progress")), loss)
+    if changed := [name for name, digest in found.items() if stored.get(name) != digest]:
+        raise Damaged(f"{manager.directory / str(step)} is damaged: its {changed[0]} is not what was saved")
 
 
 def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:

@@ -110,6 +110,8 @@ def synthesise(run: Path, step: int | None, sigma_rel: float) -> tuple[int, tree
         if last not in snapshots.steps:
             raise UserError(f"{run} has no snapshot of step {last}; there are {', '.join(map(str, snapshots.steps))}")
         used, widths = [s for s in snapshots.steps if s <= last], snapshots.widths(last)
+        if not min(map(float, widths)) <= sigma_rel <= max(map(float, widths)):
+            print(f"warning: σ_rel {sigma_rel:g} is not between those of {run}, {', '.join(widths)}: it is less exact")
         steps, sigmas = np.repeat(used, len(widths)), np.tile(np.array(widths, float), len(used))
         shares = coefficients(steps, sigmas, last, sigma_rel)
         if abs(shares.sum() - 1) > MOST_AMISS:

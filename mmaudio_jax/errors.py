@@ -37,8 +37,8 @@ def reading(what: object, advice: str) -> Iterator[None]:
     except Exception as error:
         if FULL in str(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:REASON]
-        raise Damaged(f"{what} is damaged or none of this program's ({reason}); {advice}") from None
+        reason = (str(error).partition(" See full TensorStore details")[0].splitlines() or [type(error).__name__])[0]
+        raise Damaged(f"{what} is damaged or none of this program's ({reason[:REASON]}); {advice}") from None
 
 
 def main(function: Callable[..., int | None]) -> Callable[..., None]:

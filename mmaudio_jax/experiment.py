@@ -314,10 +314,11 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         periodic = trainer.Periodic(config.samples.every, listener.act, listener.done)
     if dry_run:
         with RunCheckpoints(workdir, identity, read_only=True) as checkpoints:
-            if checkpoints.latest_step is not None:
-                done = " and so is finished" if checkpoints.latest_step == config.num_steps else ""
-                distributed.say(f"{workdir} has come to step {checkpoints.latest_step}{done}")
-        if checkpoints.latest_step != config.num_steps:
+            step = checkpoints.latest_step
+        if step is not None:
+            done = " and so is finished" if step == config.num_steps else ""
+            distributed.say(f"{workdir} has come to step {step}{done}")
+        if step != config.num_steps:
             distributed.say(report(config, network, loss, data.shapes(), run_key, mesh, needed))
         return 0
     peak = flops.peak(numerics.compute_dtype(config.compute_dtype), config.matmul_precision)

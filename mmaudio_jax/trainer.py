@@ -6,6 +6,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -41,7 +42,8 @@ class LoopConfig:
         keep_last: the newest checkpoints that are kept, beside the one of the lowest validation loss.
         keep_every: checkpoints of multiples of this step are kept as well; 0: none for that reason.
         patience: the run ends after so many validations without a new lowest loss; 0: never before num_steps.
-        max_skipped: the run stops with an error after so many steps in a row whose gradient was not finite.
+        max_skipped: the run stops with an error after so many steps in a row that were not finite: their loss,
+            gradient or update.
         mesh: how the devices share the work.
         optimizer: AdamW and its schedule.
         ema: averages of the trained leaves to track; None tracks none.
@@ -149,7 +151,8 @@ def train(
         The exit code: 0, or `START_AGAIN` if the run was told to stop (SIGTERM) and has saved where it is.
 
     Raises:
-        UserError: the workdir is another run's or in use, or too many steps in a row had no finite gradient.
+        UserError: the workdir is another run's or in use, too many steps in a row were not finite, or a
+            validation was not.
     """
     with contextlib.ExitStack() as stack:
         stop_asked = stack.enter_context(distributed.stop_requests())
@@ -307,11 +310,14 @@ class _Run:
         for (at, _), of_step in zip(self._pending, measures, strict=True):
             self._skipped = self._skipped + 1 if of_step["skipped"][0] else 0
             if self._skipped:
-                self._writer.warn(at, "the gradient is not finite: nothing changed", self._data.names(at))
+                self._writer.warn(
+                    at, "its loss, gradient or update is not finite: nothing changed", self._data.names(at)
+                )
             if self._skipped >= self._config.max_skipped:
                 raise UserError(
-                    f"{self._skipped} steps in a row, up to {at}, had no finite gradient: the run stops with the "
-                    "checkpoint from before; look at the examples that metrics.jsonl names, or lower the learning rate"
+                    f"{self._skipped} steps in a row, up to {at}, had no finite loss, gradient or update: the run "
+                    f"stops {self._left()}; look at the examples that metrics.jsonl names, or start another run with "
+                    "a lower learning rate"
                 )
         self._pending = []
 
@@ -323,8 +329,17 @@ class _Run:
         for name, value in values.items():
             if np.ndim(value):
                 self._writer.plot(step, f"validation/{name}", value)
+        if not math.isfinite(values["loss"]):  # a checkpoint of such weights would be of no use
+            raise UserError(
+                f"the validation loss of step {step} is not finite: the run stops {self._left()}; start another run "
+                "with a lower learning rate"
+            )
         self._progress = self._progress.after(step, values["loss"])
         return values["loss"]
+
+    def _left(self) -> str:
+        step = self._checkpoints.latest_step
+        return "without a checkpoint" if step is None else f"with the checkpoint of step {step}"
 
     def _save(self, step: int, loss: float | None = None) -> None:
         if self._snapshots:  # whoever goes on from this checkpoint has all snapshots before it

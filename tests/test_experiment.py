@@ -167,15 +167,36 @@ def test_a_run_goes_on_from_before_a_damaged_checkpoint(small_config, finished, 
     assert all((again[path] == whole[path]).all() for path in whole)
 
 
-def test_damaged_losses_and_a_run_without_a_name_are_one_sentence(small_config, finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    for file in (tmp_path / "run" / "checkpoints" / "4" / "metrics").iterdir():
+def test_what_lies_beside_the_leaves_is_guarded_too(finished, tmp_path):
+    for item, found, changed in (
+        ("metrics", b'"loss": ', b'"loss": 9'),
+        ("progress", b'"best_step": ', b'"best_step": 1'),
+        ("progress", b"best_loss", b"best_hoss"),
+        ("run", b'"num_steps": 6', b'"num_steps": 4'),
+    ):
+        run = shutil.copytree(finished[0], tmp_path / f"{item}{changed}")
+        (file,) = (path for path in (run / "checkpoints" / "6" / item).iterdir() if found in path.read_bytes())
+        file.write_bytes(file.read_bytes().replace(found, changed))
+        with pytest.raises(UserError, match="checkpoints/6 is damaged"):
+            checkpoint.load_adapter(Path(f"{run}@6"))
+        assert checkpoint.load_adapter(run).step == 4
+
+
+def test_losses_that_cannot_be_read_cost_their_checkpoint(small_config, finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    for file in (run / "checkpoints" / "6" / "metrics").iterdir():
         file.write_bytes(b"")
-    for read in (lambda: train(small_config, tmp_path / "run"), lambda: checkpoint.load_adapter(tmp_path / "run@best")):
-        with pytest.raises(UserError, match="a checkpoint whose metrics are damaged"):
-            read()
+    with pytest.raises(UserError, match=r"checkpoints/6 is damaged: its losses cannot be read; remove it"):
+        checkpoint.load_adapter(Path(f"{run}@best"))
+    train(small_config, run)
+    assert re.search(r"checkpoint\(s\) 6 are now in .*/damaged\n(.*\n)*.*come to step 4", capsys.readouterr().out)
+
+
+def test_a_run_without_a_name_is_one_sentence(finished):
     with pytest.raises(UserError, match="no training run is named"):
         checkpoint.load_adapter(Path(""))
+    with pytest.raises(UserError, match="names no checkpoint; write whole@best"):
+        checkpoint.load_adapter(Path(f"{finished[0]}@"))
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun_anew(small_config, finished, tmp_path):

@@ -150,8 +150,15 @@ def test_spoilt_steps_are_named_and_change_nothing(tmp_path):
     assert math.isfinite(lines(tmp_path / "run", "validation/loss")[8])
 
 
+def test_a_run_whose_weights_are_of_no_use_stops_and_keeps_none(tmp_path):
+    optimizer = dataclasses.replace(CONFIG.optimizer, learning_rate=1e30)
+    with pytest.raises(UserError, match="validation loss of step 2 is not finite: the run stops without a checkpoint"):
+        train(tmp_path / "run", optimizer=optimizer)
+    assert not kept(tmp_path / "run")
+
+
 def test_too_many_spoilt_steps_in_a_row_stop_the_run_with_the_checkpoint_from_before(tmp_path):
-    with pytest.raises(UserError, match="3 steps in a row, up to 6, had no finite gradient"):
+    with pytest.raises(UserError, match="3 steps in a row, up to 6, had no finite .* with the checkpoint of step 3"):
         train(tmp_path / "run", Examples(spoil=range(4, 9)), eval_every=3)
     assert kept(tmp_path / "run") == [3]
     train(tmp_path / "whole", eval_every=3, num_steps=3)
