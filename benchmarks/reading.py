@@ -1,12 +1,14 @@
-"""How fast a feature set reaches a step: `python benchmarks/reading.py [--batch 512] [--examples 1536] [--workers 0 2]`.
+"""How fast feature sets reach a step: `python benchmarks/reading.py [--batch 512] [--examples 1536] [--workers 0 2]`.
 
-Makes sets of random examples of full size (8 s at 16 kHz), one after the other: ours in float32 and in bfloat16, and the
-published memory maps. The stream's batches are counted in stored bytes, first with the files out of the page cache, if
-the system lets them go, then from it, beside plain reads of the same files one after the other: into one block of 16 MB,
-which a processor's cache may hold, and into memory of their own, as a batch needs it. Ratios are to the latter.
+Makes sets of random examples of full size (8 s at 16 kHz), one after the other: ours in float32 and in bfloat16, and
+the published memory maps. An epoch of the stream is timed from its opening and counted in stored bytes, first with the
+files out of the page cache, if the system lets them go, then from it, beside plain reads of the same files one after
+the other: into one block of 16 MB, which a processor's cache holds, and into memory of their own, as a batch needs it.
+Ratios are to the latter.
 """
 
 import argparse
+import functools
 import json
 import tempfile
 import time
@@ -26,6 +28,7 @@ from mmaudio_jax.data.tensordict import PUBLISHED, file_of, table_of
 
 MODE, SECONDS = "16k", 8.0
 SHAPES = example_shapes(MODE, SECONDS)
+KEPT = "plain read, kept"
 
 
 def examples(count: int) -> Iterator[dict[str, np.ndarray]]:
@@ -67,22 +70,20 @@ SETS: dict[str, Callable[[Path, int], None]] = {
 
 
 def read_and_keep(folder: Path) -> None:
-    """Reads all files, each into memory of its own."""
+    """Reads all files in turn, each into memory of its own."""
     for path in files(folder):
         np.fromfile(path, np.uint8)
 
 
-def stream(features: FeatureSet, batch_size: int, count: int, workers: int) -> tuple[float, float]:
-    """(seconds to the first batch, seconds of the `count` batches with it)."""
+def stream(features: FeatureSet, batch_size: int, workers: int) -> float:
+    """Seconds until the batches of an epoch are there."""
     start = time.perf_counter()
     batches = training_batches(features, range(len(features)), batch_size=batch_size, seed=0, workers=workers)
-    next(batches)
-    first = time.perf_counter() - start
-    for _ in range(count - 1):
+    for _ in range(len(features) // batch_size):
         next(batches)
     seconds = time.perf_counter() - start
     batches.close()
-    return first, seconds
+    return seconds
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -97,33 +98,40 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--examples", type=int, default=1536)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--rounds", type=int, default=3, help="from the page cache; the fastest counts")
     args = parser.parse_args()
-    count = args.examples // args.batch
-    print("| set | pages | | MB/s | of the plain read | examples/s | first batch, s |\n|---|---|---|---|---|---|---|")
+    if args.examples % args.batch:
+        parser.error("--examples must be a multiple of --batch")
+    print(f"| set | files | | MB/s | examples/s | by {KEPT} |\n|---|---|---|---|---|---|")
     for name, write in SETS.items():
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "set"
             write(folder, args.examples)
             features = open_features(folder)
             size = sum(path.stat().st_size for path in files(folder)) / 1e6
-            share = size * count * args.batch / args.examples
-            for pages in ("cold", "cached"):
-                rows: dict[str, tuple[float, float | None]] = {}
-                for what, function in (("plain read", read), ("plain read, kept", read_and_keep)):
-                    if pages == "cold":
-                        evict(folder)
-                    else:
-                        function(folder)
-                    rows[what] = size / seconds_of(lambda: function(folder)), None  # noqa: B023 - called at once
+            for pages, rounds in (("cold", 1), ("cached", args.rounds)):
+                ways: dict[str, Callable[[], float]] = {
+                    "plain read": lambda: seconds_of(lambda: read(folder)),  # noqa: B023 - called below
+                    KEPT: lambda: seconds_of(lambda: read_and_keep(folder)),  # noqa: B023
+                }
                 for workers in args.workers:
-                    if pages == "cold":
-                        evict(folder)
-                    first, seconds = stream(features, args.batch, count, workers)
-                    rows[f"stream, {workers} workers"] = share / seconds, first
-                for what, (rate, first) in rows.items():
-                    ratio = rate / rows["plain read, kept"][0]
-                    of_stream = ["", ""] if first is None else [f"{rate * args.examples / size:.0f}", f"{first:.2f}"]
-                    cells = [name, pages, what, f"{rate:.0f}", f"{ratio:.2f}", *of_stream]
+                    ways[f"stream, {workers} workers"] = functools.partial(stream, features, args.batch, workers)
+                seconds: dict[str, list[float]] = {way: [] for way in ways}
+                for _ in range(rounds):
+                    for way, run in ways.items():
+                        if pages == "cold":
+                            evict(folder)
+                        seconds[way].append(run())
+                for way in ways:
+                    rate, ratio = size / min(seconds[way]), min(seconds[KEPT]) / min(seconds[way])
+                    cells = [
+                        name,
+                        pages,
+                        way,
+                        f"{rate:.0f}",
+                        f"{args.examples / min(seconds[way]):.0f}",
+                        f"{ratio:.2f}",
+                    ]
                     print(f"| {' | '.join(cells)} |", flush=True)
 
 
