@@ -86,6 +86,7 @@ def training(
         "text_f": ((config.text_len, config.text_dim), np.float32),
         "has_video": ((), bool),
         "has_text": ((), bool),
+        "latents": ((), np.int32),
         "position": ((), np.int32),
     }
     split = sharding.batch_sharding(mesh, axis=1)
@@ -113,6 +114,8 @@ def filled(shapes):
         return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
 
     def feature(name, leaf):
+        if name == "latents":  # nothing is padded
+            return jax.device_put(np.full(leaf.shape, batch["mean"].shape[-2], leaf.dtype), leaf.sharding)
         if leaf.dtype != np.float32:
             values = np.ones(leaf.shape, bool) if leaf.dtype == bool else np.arange(leaf.size).reshape(leaf.shape)
             return jax.device_put(values.astype(leaf.dtype), leaf.sharding)

@@ -36,7 +36,6 @@ def get_config() -> ConfigDict:
     config.num_steps = 300_000
     config.log_every = 50
     config.eval_every = 5000
-    config.workers = 8
     config.ema.snapshot_every = 5000
     config.samples.every = 25_000
 

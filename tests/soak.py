@@ -2,7 +2,7 @@
 
     python tests/soak.py [--kills 20] [--seed 0]
 
-The run is the shipped lora_16k config through the command line, with its workers, accumulation and saving in the
+The run is the shipped lora_16k config through the command line, with two workers, its accumulation and saving in the
 background, on small random weights and features. Each kill is a SIGKILL at a random moment: in the middle of a save,
 within a step, or while the run starts. Prints a table of them and a verdict; the exit code is 0 if checkpoints,
 averages and measures are in every bit those of the other run, nothing else lies there, and every start went on from
@@ -50,7 +50,7 @@ class Kill(NamedTuple):
 def settings(kills: int) -> dict[str, object]:
     """A run so long that it is not finished before the last kill."""
     sizes = {"batch_size": 2, "accumulation": 2, "num_steps": (AHEAD + 2 * EVERY) * kills}
-    sizes |= {"eval_every": EVERY, "log_every": 1}
+    sizes |= {"eval_every": EVERY, "log_every": 1, "workers": 2}
     return {**sizes, "ema.snapshot_every": EVERY}
 
 

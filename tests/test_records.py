@@ -103,6 +103,19 @@ def test_a_damaged_example_is_refused_when_written_and_when_read(name, fault, me
         features[1]
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_values_whose_squares_are_no_float32_are_values(size):
+    check_arrays({name: np.full(shape, size, np.float32) for name, shape in SHAPES.items()}, SHAPES)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_single_value_that_is_not_finite_is_found(value):
+    bad = arrays(0)
+    bad["sync_f"][3, 2] = value
+    with pytest.raises(ValueError, match="sync_f has values that are not finite"):
+        check_arrays(bad, SHAPES)
+
+
 def test_an_example_has_a_latent_and_both_video_features_or_none():
     with pytest.raises(ValueError, match="std is missing"):
         check_arrays(without(arrays(0), "std"), SHAPES)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from mmaudio_jax.data.split import told_sides
 from mmaudio_jax.errors import UserError
 
 READ_THREADS = 4
+BATCHES_AHEAD = 2
 WORKER_BUFFER = 4  # examples a worker holds ready in shared memory
 
 Batch = dict[str, np.ndarray]
@@ -91,6 +93,30 @@ class _Read:
         return self._features[int(self._rows[position])] | {"position": np.int64(position)}
 
 
+class _ReadBatch:
+    """Reads the k-th batch of one process's stream, each example straight to its place: to hold examples and stack them
+    would take the batch's memory twice, and fresh memory is what costs most.
+    """
+
+    def __init__(self, read: _Read, size: int):
+        self._read, self._size = read, size
+
+    def __call__(self, k: int) -> Batch:
+        first = int(k) * self._size
+        example = self._read(first)
+        batch = {name: np.empty((self._size, *value.shape), value.dtype) for name, value in example.items()}
+
+        def place(i: int, example: Example) -> None:
+            for name, value in example.items():
+                batch[name][i] = value
+
+        place(0, example)
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for _ in pool.map(lambda i: place(i, self._read(first + i)), range(1, self._size)):
+                pass
+        return batch
+
+
 def training_batches(
     features: FeatureSet,
     indices: Sequence[int],
@@ -128,16 +154,18 @@ def training_batches(
         raise UserError(f"there is no example of {features.path} to train on")
     local_size = _local_size(batch_size, process_count)
     rows = order(indices, seed)
-    stream = grain.MapDataset.range(start * local_size, sys.maxsize)
-    stream = stream.map(_Read(features, rows, local_size, process_index, process_count))
-    dataset = stream.to_iter_dataset(_read_options(local_size))
-    if workers:
-        _parse_flags()
-        # batched after the workers: within them the stream would depend on their number
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER),
-            worker_init_fn=live_with_parent,
-        )
+    read = _Read(features, rows, local_size, process_index, process_count)
+    if not workers:
+        stream = grain.MapDataset.range(start, sys.maxsize).map(_ReadBatch(read, local_size))
+        return _iterate(stream.to_iter_dataset(_read_options(1, BATCHES_AHEAD)))
+    _parse_flags()
+    stream = grain.MapDataset.range(start * local_size, sys.maxsize).map(read)
+    options = _read_options(READ_THREADS, max(BATCHES_AHEAD * local_size // workers, READ_THREADS))
+    # batched after the workers: whole batches may be more than the shared memory
+    dataset = stream.to_iter_dataset(options).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=WORKER_BUFFER),
+        worker_init_fn=live_with_parent,
+    )
     return _iterate(dataset.batch(local_size))
 
 
@@ -168,10 +196,10 @@ def validation_batches(
     padded = -(-len(indices) // batch_size) * batch_size
     rows = np.resize(np.asarray(indices, np.int64), padded)
     weight = (np.arange(padded) < len(indices)).astype(np.float32)
-    stream = grain.MapDataset.range(padded // process_count)
-    stream = stream.map(_Read(features, rows, local_size, process_index, process_count))
-    stream = stream.map(lambda example: example | {"weight": weight[example["position"]]})
-    return _iterate(stream.to_iter_dataset(_read_options(local_size)).batch(local_size))
+    read = _Read(features, rows, local_size, process_index, process_count)
+    stream = grain.MapDataset.range(padded // batch_size).map(_ReadBatch(read, local_size))
+    stream = stream.map(lambda batch: batch | {"weight": weight[batch["position"]]})
+    return _iterate(stream.to_iter_dataset(_read_options(1, BATCHES_AHEAD)))
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -180,11 +208,11 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _read_options(local_size: int):
-    """Two batches ahead: Grain's default of 500 examples would be 600 MB."""
+def _read_options(threads: int, ahead: int):
+    """Not more ahead than that: Grain's default of 500 examples would be 600 MB."""
     import grain
 
-    return grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=max(2 * local_size, READ_THREADS))
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
 
 
 def _parse_flags() -> None:

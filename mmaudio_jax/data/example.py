@@ -91,6 +91,9 @@ def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
     """
     check_shapes(arrays, shapes)
     for name, array in ((name, array) for name, array in arrays.items() if name in shapes):
+        energy = np.einsum("nc,nc->n", array, array)
+        if ((energy > 0) & (energy < np.inf)).all():
+            continue  # one pass tells that all is well; only where it may not be, others tell what
         if not np.isfinite(array).all():
             raise ValueError(f"{name} has values that are not finite")
         if not array.any(axis=-1).all():
