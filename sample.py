@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--duration", type=float, default=8.0, help="seconds; a shorter video shortens it")
     add("--seed", type=int, default=0, help="of the first sample; the next ones count up")
     add("--steps", type=int, default=25, help="Euler steps")
-    add("--cfg_strength", type=float, default=4.5, help="guidance; below 1 none")
+    add("--cfg_strength", type=float, default=4.5, help="guidance; 0 for none")
     add("--batch_size", type=int, default=4, help="samples at once")
     add("--dtype", choices=numerics.DTYPES, default="auto", help="compute dtype; auto: by the device")
     add("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")

@@ -30,6 +30,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory, atomic_file
 from mmaudio_jax.sampling import load_flow_network
 
+SHOWN = 5  # tensors that do not fit are named
 PREFIX = "base_model.model."  # of PEFT's names
 MMAUDIO = next(table for table in TABLES if table.network == "mmaudio")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -91,6 +92,9 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
             raise UserError(f"the adapter's {name} is {config[name]!r}; only {plain[0]!r} can be imported")
     parts = {name: re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", name) for name in tensors}
     named = {match[1] for match in parts.values() if match}
+    dropout = config.get("lora_dropout") or 0.0
+    if type(dropout) not in (int, float):
+        raise UserError(f"{CONFIG} must give a number as lora_dropout; it has {dropout!r}")
     ranks = _by_layer(config, "r", "rank_pattern", named, (int,))
     alphas = _by_layer(config, "lora_alpha", "alpha_pattern", named, (int, float))
     params, wrong = {}, []
@@ -117,24 +121,27 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], made_for: str | No
         f"{layer} has one half only" for layer in layers if not {f"{layer}.lora_a", f"{layer}.lora_b"} <= set(params)
     ]
     if wrong or not params:
-        raise UserError("\n  ".join(["the adapter does not fit:", *(wrong or ["it has no tensors"])]))
+        shown = wrong[:SHOWN] + [f"and {len(wrong) - SHOWN} more"] * (len(wrong) > SHOWN)
+        raise UserError("\n  ".join([f"the adapter does not fit {base.directory}:", *(shown or ["it has no tensors"])]))
+    if made_for and made_for != base.metadata["fingerprint"]:
+        raise UserError(
+            f"the adapter was made for other weights than those of {base.directory}: name its own as --base"
+        )
     patterns = {layer: re.escape(layer) for layer in layers}
     settings = lora.LoRAConfig(
         rank=config["r"],
         alpha=float(config["lora_alpha"]),
         rslora=bool(config.get("use_rslora")),
-        dropout=float(config.get("lora_dropout") or 0.0),
+        dropout=float(dropout),
         targets=tuple(layers),
         patterns=patterns,
         ranks={layer: rank for layer, rank in ranks.items() if rank != config["r"]},
         alphas={layer: float(alpha) for layer, alpha in alphas.items() if alpha != config["lora_alpha"]},
         start=None,
     )
-    about = {"path": str(base.directory), "fingerprint": made_for or base.metadata["fingerprint"]}
+    about = {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]}
     config = {"model": base.directory.name, "lora": dataclasses.asdict(settings)}
-    adapter = Adapter(params, 0, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
-    adapter.check_base(base.metadata["fingerprint"], base.directory)
-    return adapter
+    return Adapter(params, 0, {"config": config, "base": about, "mmaudio_jax_version": mmaudio_jax.__version__})
 
 
 def _by_layer(config: Mapping[str, Any], name: str, own: str, layers: Iterable[str], kinds: tuple[type, ...]):
@@ -199,6 +206,8 @@ def main() -> None:
     if args.base:
         adapter.check_base(weights.read_metadata(args.base)["fingerprint"], args.base)
     base = args.base or Path(adapter.run["base"]["path"])
+    if not base.exists():
+        raise UserError(f"the run's base was {base}, which is not there; name its weights folder as --base")
     about = {"source": f"step {adapter.step} of {args.run}", FINGERPRINT: adapter.run["base"]["fingerprint"]}
     if args.to == "merged":
         merged = load_flow_network(base, adapter)

@@ -57,7 +57,9 @@ def convert(path: str | os.PathLike, out: str | os.PathLike, *, overwrite: bool 
             params = recognised.parameters(progress=bar.update)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    provenance = {"source": path.name, "md5": md5, "sha256": sha256, "licence": released.LICENCE}
+    provenance = {"source": path.name, "md5": md5, "sha256": sha256}
+    if published := released.BY_FOLDER.get(recognised.preset):
+        provenance["licence"] = published.licence
     try:
         weights.save(directory, recognised.table.network, recognised.config, params, provenance, overwrite=overwrite)
     except OSError as error:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from convert import released
 from convert.conversion import convert
-from mmaudio_jax import errors
+from mmaudio_jax import errors, weights
 from mmaudio_jax.errors import UserError
 
 CHUNK = 1 << 20
@@ -211,6 +211,8 @@ def fetch(models: Sequence[str], out: Path, *, source: str | None = None, keep: 
     """
     if source and "://" not in source and not Path(source).is_dir():
         raise UserError(f"there is no folder {source}; --source is a folder of files or an address")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out must name a folder")
     out.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(out / ".fetch.lock", blocking=False):
@@ -221,7 +223,7 @@ def fetch(models: Sequence[str], out: Path, *, source: str | None = None, keep: 
 
 def _fetch(models: Sequence[str], out: Path, source: str | None, keep: bool) -> list[Path]:
     needed = dict.fromkeys(folder for model in models for folder in released.MODELS[model])
-    missing = [folder for folder in needed if not (out / folder).exists()]
+    missing = [folder for folder in needed if not is_there(out / folder)]
     downloads, made = out / "originals", []
     for folder in missing:
         with original(released.BY_FOLDER[folder], downloads, source, keep) as path:
@@ -236,6 +238,23 @@ def _fetch(models: Sequence[str], out: Path, source: str | None, keep: bool) -> 
     return made
 
 
+def is_there(directory: Path) -> bool:
+    """Whether these weights are there.
+
+    Raises:
+        UserError: they are the demo's stand-ins, or something else is in their place.
+    """
+    if not directory.exists():
+        return False
+    try:
+        network = weights.read_metadata(directory)["network"]
+    except UserError:
+        raise UserError(f"{directory} holds no weights that can be read; remove it, and start again") from None
+    if network in weights.STAND_INS:
+        raise UserError(f"{directory} is an untrained stand-in of the demo's; choose another --out")
+    return True
+
+
 def listing(out: Path) -> str:
     """What every model needs: size, hash, and whether it is in `out`."""
     lines = []
@@ -244,7 +263,10 @@ def listing(out: Path) -> str:
         lines.append(f"{model}: {', '.join(folders)}; {size:.1f} GB")
     lines.append(f"\n{'folder':<14}{'file':<30}{'GB':>6}  {'MD5 as published':<34}{'in ' + str(out)}")
     for file in released.FILES:
-        there = "yes" if (out / file.folder).exists() else "no"
+        try:
+            there = "yes" if is_there(out / file.folder) else "no"
+        except UserError:
+            there = "no: something else has its place"
         lines.append(
             f"{file.folder:<14}{file.name:<30}{file.gigabytes:>6.2f}  {file.md5 or 'not published':<34}{there}"
         )

@@ -3,6 +3,7 @@
 import dataclasses
 
 LICENCE = "CC-BY-NC-4.0"
+OTHERS = "its publisher's terms"
 NOTICE = """\
 The released weights are licensed CC-BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/): no commercial use.
 BigVGAN-v2 (huggingface.co/nvidia/bigvgan_v2_44khz_128band_512x) and CLIP (huggingface.co/apple/DFN5B-CLIP-ViT-H-14-384)
@@ -24,6 +25,7 @@ class File:
         gigabytes: its size, about.
         md5: of the file as published, where that is known.
         beside: addresses of small files that belong to it.
+        licence: of what it becomes.
     """
 
     folder: str
@@ -31,6 +33,7 @@ class File:
     gigabytes: float
     md5: str | None
     beside: tuple[str, ...] = ()
+    licence: str = LICENCE
 
     @property
     def name(self) -> str:
@@ -47,9 +50,15 @@ FILES = (
     File("vae_16k", (RELEASE + "v1-16.pth",), 0.69, "69f56803f59a549a1a507c93859fd4d7"),
     File("vae_44k", (RELEASE + "v1-44.pth",), 1.22, "fab020275fa44c6589820ce025191600"),
     File("bigvgan_16k", (RELEASE + "best_netG.pt",), 0.45, "eeaf372a38a9c31c362120aba2dde292"),
-    File("bigvgan_44k", (BIGVGAN + "bigvgan_generator.pt",), 0.49, None, (BIGVGAN + "config.json",)),
+    File("bigvgan_44k", (BIGVGAN + "bigvgan_generator.pt",), 0.49, None, (BIGVGAN + "config.json",), OTHERS),
     File("synchformer", (RELEASE + "synchformer_state_dict.pth",), 0.95, "5b2f5594b0730f70e41e549b7c94390c"),
-    File("clip", (CLIP + "open_clip_pytorch_model.bin", CLIP + "open_clip_model.safetensors"), 3.95, None),
+    File(
+        "clip",
+        (CLIP + "open_clip_pytorch_model.bin", CLIP + "open_clip_model.safetensors"),
+        3.95,
+        None,
+        licence=OTHERS,
+    ),
 )
 BY_FOLDER = {file.folder: file for file in FILES}
 MD5 = {file.md5: file.name for file in FILES if file.md5}

@@ -86,7 +86,8 @@ def main() -> int:
         failed, before = failed + (not finding.passed), name
         verdict = "ok" if finding.passed else "FAILED"
         print(f"{verdict:<8}{finding.what:<66}{finding.found:<34}{finding.needs}".rstrip(), flush=True)
-    print(f"{failed} checks failed" if failed else "all checks passed")
+    again = "; fetch or convert these networks again, then try the signs of their training, too"
+    print(f"{failed} checks failed{again}" if failed else "all checks passed")
     return 1 if failed else 0
 
 

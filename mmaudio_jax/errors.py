@@ -73,4 +73,4 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
 
 def _asked(path: str | None) -> str:
     """The path that the user knows, of a temporary one beside it."""
-    return re.sub(r"\.([^/]+)\.tmp-\d+", r"\1", str(path)) if path else "input or output"
+    return re.sub(r"\.([^/]+)\.tmp-[^/]*-\d+", r"\1", str(path)) if path else "input or output"

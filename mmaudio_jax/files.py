@@ -1,7 +1,9 @@
 """Atomic writes: a reader sees the whole file or folder, or none."""
 
 import contextlib
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,28 @@ from mmaudio_jax.errors import UserError
 
 
 def _sibling(path: Path) -> Path:
+    """A temporary path beside `path`, of this process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent / f".{path.name}.tmp-{os.getpid()}"
+    return path.parent / f".{path.name}.tmp-{platform.node()}-{os.getpid()}"
+
+
+def _remove_left(temporary: Path) -> None:
+    """Removes what processes of this machine that were killed had begun to write in its place."""
+    prefix = temporary.name.removesuffix(str(os.getpid()))
+    for left in temporary.parent.glob(f"{glob.escape(prefix)}*"):
+        pid = left.name.removeprefix(prefix)
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -37,6 +59,7 @@ def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Ite
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; remove it or choose another place")
     temporary = _sibling(path)
+    _remove_left(temporary)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

@@ -123,6 +123,7 @@ class Decoder(NamedTuple):
         mode = mode_of(latent_dim)
         if mode is None:
             raise UserError(f"{root / model} has {latent_dim} latent channels, which no audio mode has")
+        weights.check_stand_ins(root, ("clip", "synchformer", f"vae_{mode.name}", f"bigvgan_{mode.name}"))
         vae = weights.load(root / f"vae_{mode.name}", "vae", mesh=mesh)
         vocoder = weights.load(root / f"bigvgan_{mode.name}", "bigvgan", mesh=mesh)
         for part, has, needs, what in (
@@ -197,6 +198,10 @@ class Pipeline:
 
         flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
         decoder = Decoder.load(root, model, flow.config.latent_dim, precision)
+        if (clip := root / "clip").exists():  # a sound of noise alone needs none
+            has, needs = weights.read_config(clip, "clip")[1].embed_dim, flow.config.clip_dim
+            if has != needs:
+                raise UserError(f"{clip} has {has} channels, {model} needs {needs}: it is another model's")
         return cls(flow, decoder, Encoders(root, dtype=dtype, precision=precision), dtype, precision)
 
     def features(self, frames, prompt: str, negative_prompt: str = "") -> Features:

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,20 @@ def read_config(directory: Path, network: str) -> tuple[dict[str, Any], Any]:
         return metadata, config_class(found)(**_tuples(metadata["config"]))
     except TypeError as error:
         raise UserError(f"{directory / 'metadata.json'} is damaged ({error}); convert the weights again") from None
+
+
+def check_stand_ins(root: Path, names: Iterable[str]) -> None:
+    """Raises a UserError if some of these networks in `root` are the demo's stand-ins, and others are not.
+
+    Those that are not there are left to `load`.
+    """
+    networks = {name: read_metadata(root / name)["network"] for name in names if (root / name).exists()}
+    untrained = [name for name, network in networks.items() if network in STAND_INS]
+    if untrained and len(untrained) < len(networks):
+        raise UserError(
+            f"{', '.join(untrained)} in {root} are the demo's untrained stand-ins, the others there are not: none "
+            "works with both; keep the demo's weights in a folder of their own"
+        )
 
 
 def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = None) -> Weights:

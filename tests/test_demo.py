@@ -116,6 +116,14 @@ def test_a_stand_in_says_so_and_takes_no_other_s_place(demo_weights, capsys, tmp
         save_stand_ins(tmp_path)
 
 
+def test_stand_ins_and_other_networks_do_not_go_together(demo_weights, small_weights, tmp_path):
+    for name in ("small_16k", "clip", "synchformer", "vae_16k"):
+        (tmp_path / name).symlink_to(small_weights / name)
+    (tmp_path / "bigvgan_16k").symlink_to(demo_weights / "bigvgan_16k")
+    with pytest.raises(UserError, match=r"bigvgan_16k in .* are the demo's untrained stand-ins, the others there are"):
+        Pipeline.load(tmp_path, "small_16k")
+
+
 def test_the_stand_ins_are_those_that_the_base_was_trained_with(demo_weights):
     base, rng = weights.load(BASE, "mmaudio"), np.random.default_rng(0)
     encoders = Encoders(demo_weights)

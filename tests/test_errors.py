@@ -29,7 +29,7 @@ def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys):
 
 
 def test_a_temporary_path_is_told_as_the_one_that_was_asked_for(capsys):
-    code, printed = ended(raising(PermissionError(13, "Permission denied", "data/.set.tmp-123/x")), capsys)
+    code, printed = ended(raising(PermissionError(13, "Permission denied", "data/.set.tmp-host-1-123/x")), capsys)
     assert (code, printed) == (1, "error: data/set/x: Permission denied\n")
 
 

@@ -204,3 +204,13 @@ def test_the_list_and_a_name_that_does_not_exist(monkeypatch, capsys, tmp_path):
     assert "af93cde404179f58e3919ac085b8033b" in printed and not list(tmp_path.iterdir())
     code, _, error = run(monkeypatch, capsys, "large_16k")
     assert code == 1 and "large_16k is no model; there are small_16k," in error
+
+
+def test_what_stands_in_for_a_network_is_not_there(demo_weights, tmp_path):
+    (tmp_path / "vae_16k").symlink_to(demo_weights / "vae_16k")
+    with pytest.raises(UserError, match="vae_16k is an untrained stand-in of the demo's; choose another --out"):
+        fetch.fetch(["small_16k"], tmp_path, source=str(tmp_path))
+    assert re.search(r"vae_16k .*no: something else", fetch.listing(tmp_path))
+    (tmp_path / "small_16k").mkdir()
+    with pytest.raises(UserError, match="small_16k holds no weights that can be read; remove it, and start again"):
+        fetch.fetch(["small_16k"], tmp_path, source=str(tmp_path))

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
+
 from mmaudio_jax import errors
 from mmaudio_jax.data import audio, media, muxing, records
 from mmaudio_jax.data.table import write_table
@@ -53,11 +55,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mmaudio_jax.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of everything that the demo makes")
     out = parser.parse_args().out
-    start = time.monotonic()
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
         raise UserError(f"{out} holds other things than a demo's, which would be replaced; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
+    try:
+        with filelock.FileLock(out / ".lock", blocking=False):
+            demonstrate(out)
+    except filelock.Timeout:
+        raise UserError(f"another demo is at work in {out}; wait for it, or choose another --out") from None
+
+
+def demonstrate(out: Path) -> None:
+    """All that the demo does, in a folder of its own."""
+    start = time.monotonic()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the steps share a GPU, where there is one
     print(BEFORE)
     weights, lora = out / "weights", out / "run"

@@ -19,6 +19,7 @@ import numpy as np
 import tqdm
 
 from mmaudio_jax import errors
+from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.data.table import write_table
 from mmaudio_jax.demo import pictures, sounds
 from mmaudio_jax.demo.world import MATERIALS, Contact, Scene, make_scene
@@ -52,7 +53,8 @@ def render_clips(
     rows, truth = [], {}
     paths = [folder / f"scene_{index:05d}.mp4" for index in range(count)]
     render = functools.partial(_render, seed=seed, materials=materials, duration=duration)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=live_with_parent) as pool:
         done = pool.map(render, range(count), paths)
         scenes = list(tqdm.tqdm(done, desc="rendering", total=count, unit=" clips", disable=None))
     for path, (kind, material, caption, contacts) in zip(paths, scenes, strict=True):

@@ -1,0 +1,29 @@
+"""What is written is there whole or not at all, and what a kill left is cleared away."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from mmaudio_jax.files import atomic_directory
+
+
+def test_what_a_killed_process_had_begun_is_removed(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here, other = f".set.tmp-{platform.node()}-", ".set.tmp-another-machine-"
+    for name in (f"{here}{ended.pid}", f"{here}{os.getppid()}", f"{other}{ended.pid}"):
+        (tmp_path / name).mkdir()
+    with atomic_directory(tmp_path / "set") as folder:
+        (folder / "file").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"set", f"{here}{os.getppid()}", f"{other}{ended.pid}"}
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "set", overwrite=True) as folder:
+        (folder / "file").touch()
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] and not any((tmp_path / "set").iterdir())
