@@ -20,7 +20,8 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.extraction import extract
 from mmaudio_jax.sequence import MIN_DURATION, MODES
 
-WORKERS = min(8, os.cpu_count() or 1)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+WORKERS = min(8, CORES)
 
 
 def part_name(shard: str | None) -> PartName:

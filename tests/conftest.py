@@ -29,8 +29,9 @@ atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
 for option, value in {"jax_compilation_cache_dir": PROGRAMS, "jax_persistent_cache_min_compile_time_secs": 0.3}.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)
-# they would take most of the suite's time: a step of the small network compiles seven times faster without
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_llvm_disable_expensive_passes=true"
+# they would take most of the suite's time
+QUICK = "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 
 def relative_error(a, b) -> float:

@@ -11,7 +11,7 @@ from small_run import STEPPING, SmallRun, command, different
 
 from mmaudio_jax.trainer import START_AGAIN
 
-KILLS = 2  # `make soak` does more
+KILLS = 1  # `make soak` does more
 
 
 @pytest.fixture(scope="module")

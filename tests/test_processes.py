@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -80,7 +79,9 @@ def learnt(workdir):
     return np.concatenate([np.ravel(params[path]) for path in sorted(params) if path.endswith("lora_b")])
 
 
-def test_told_to_stop_or_killed_processes_go_on_as_more_and_compute_what_one_does(settings, alone, tmp_path):
+def test_told_to_stop_or_killed_they_go_on_as_more_upon_another_mesh_and_compute_what_one_does(
+    settings, alone, tmp_path
+):
     workdir = tmp_path / "run"
     two = start(settings, workdir, 2, wait_at=2)
     wait(two, workdir, 2)
@@ -95,7 +96,8 @@ def test_told_to_stop_or_killed_processes_go_on_as_more_and_compute_what_one_doe
     wait(two, workdir, STOP)
     two[1].kill()  # none outlives it for long
     assert all(process.wait(timeout=60) != 0 for process in two)
-    four = start(settings, workdir, 4)
+    split = dataclasses.replace(settings, mesh=sharding.MeshConfig(data=2, fsdp=2))
+    four = start(split, workdir, 4)  # and upon another mesh
     assert [process.wait(timeout=300) for process in four] == [0] * 4
 
     # the same losses as one process, and in every process the same bits
@@ -103,17 +105,6 @@ def test_told_to_stop_or_killed_processes_go_on_as_more_and_compute_what_one_doe
     assert losses(workdir) == pytest.approx(expected, rel=1e-5) and len(expected) == STEPS
     for step, count in ((2, 2), (3, 2), (STOP, 2), (STEPS, 4)):
         assert len({(tmp_path / f"run.{step}.{i}").read_text() for i in range(count)}) == 1
-    assert relative_error(learnt(workdir), learnt(alone)) < 1e-3
-
-
-def test_a_run_goes_on_upon_another_mesh(settings, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "SMALL", 64)  # so that what trains is split, too
-    workdir = shutil.copytree(alone, tmp_path / "run")
-    for step in (STOP, STEPS):
-        shutil.rmtree(workdir / checkpoint.FOLDER / str(step))
-    split = dataclasses.replace(settings, mesh=sharding.MeshConfig(data=1, fsdp=2))
-    experiment.run(split, workdir, dry_run=False, devices=jax.devices()[:2])
-    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
     assert relative_error(learnt(workdir), learnt(alone)) < 1e-3
 
 
