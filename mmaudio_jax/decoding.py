@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import MIN_DURATION, MODES, ROUNDING, VAE_FACTOR, lengths
 
+THREADS = min(4, os.cpu_count() or 1)  # that decode where there are no processes for it
 SHORT = ("skip", "pad")  # what may become of clips that are too short
 
 
@@ -95,14 +97,14 @@ def read_ahead(
         clips: what is to be read.
         read: reads one; it and what it gives travel between processes.
         workers: processes that read. A decoder that ends its process costs that clip alone, its result being a
-            UserError. 0: one thread of this process reads, and lives as long as the decoder does.
+            UserError. 0: threads of this process read, which is faster for a few clips, and end with a decoder.
     """
     with contextlib.ExitStack() as stack:
         if workers:
             read = stack.enter_context(_processes(read))
-        pool = ThreadPoolExecutor(workers or 1, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(workers or THREADS, thread_name_prefix="decode")
         stack.callback(pool.shutdown, cancel_futures=True)
-        yield _submit_ahead(clips, functools.partial(pool.submit, read), 2 * (workers or 1))
+        yield _submit_ahead(clips, functools.partial(pool.submit, read), 2 * (workers or THREADS))
 
 
 def _submit_ahead(clips: Iterable[Clip], submit: Callable, ahead: int) -> Iterator[tuple[Clip, "Future[Media]"]]:

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the CLIP and sync features in the set")
     shard_help = "make part I of N, from 0 (by default as SLURM says, or all)"
     parser.add_argument("--shard", metavar="I/N", default=argparse.SUPPRESS, help=shard_help)
-    workers_help = "processes that decode, 500 MB each; 0: a thread, and a decoder's crash ends the extraction"
+    workers_help = "processes that decode, 500 MB each; 0: threads, and a decoder's crash ends the extraction"
     parser.add_argument("--workers", type=int, default=WORKERS, help=workers_help)
     compute_help = "compute dtype of CLIP and Synchformer; auto: by the device (the VAE stays in float32)"
     parser.add_argument("--compute_dtype", choices=numerics.DTYPES, default="auto", help=compute_help)

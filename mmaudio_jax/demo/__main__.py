@@ -85,7 +85,8 @@ def demonstrate(out: Path) -> None:
         size = ("--count", str(count), "--seed", str(seed), "--materials", *materials)
         run("-m", "mmaudio_jax.demo.render", *size, "--out", str(clips))
         media_and_weights = ("--clips", str(clips / "clips.tsv"), "--root", str(clips), "--weights", str(weights))
-        run("-m", "mmaudio_jax.features", *media_and_weights, "--out", str(out / name / "features"))
+        where = ("--workers", "0", "--out", str(out / name / "features"))
+        run("-m", "mmaudio_jax.features", *media_and_weights, *where)
 
     features = records.open_features(out / "held_out" / "features")
     scenes = evaluate.read_scenes(out / "held_out" / "clips" / "scenes.json", features.ids)
