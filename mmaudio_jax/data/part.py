@@ -70,17 +70,17 @@ def unpack(record: bytes) -> dict[str, np.ndarray]:
     Raises:
         ValueError: it is damaged.
     """
-    arrays, whole = {}, memoryview(record)
     try:
         begin = 8 + int.from_bytes(record[:8], "little")
-        for name, about in json.loads(record[8:begin]).items():
-            if about["dtype"] not in STORED:
-                raise ValueError(f"{name} is stored as {about['dtype']}")
-            first, last = about["data_offsets"]
-            stored = np.frombuffer(whole[begin + first : begin + last], STORED[about["dtype"]])
-            arrays[name] = _float32(stored.reshape(about["shape"]))
+        header = json.loads(record[8:begin])
+        stored = {name: (about["dtype"], *about["data_offsets"], about["shape"]) for name, about in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its record holds no arrays ({type(error).__name__}: {error})") from None
+    arrays, data = {}, memoryview(record)[begin:]
+    for name, (dtype, first, last, shape) in stored.items():
+        if dtype not in STORED:
+            raise ValueError(f"{name} is stored as {dtype}")
+        arrays[name] = _float32(np.frombuffer(data[first:last], STORED[dtype]).reshape(shape))
     return arrays
 
 
