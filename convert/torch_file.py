@@ -68,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} {refusal}") from None
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's answer to a compression that it does not know
         RuntimeError,
         ValueError,
         struct.error,

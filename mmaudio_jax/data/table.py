@@ -40,31 +40,51 @@ def read_table(path: str | os.PathLike) -> Table:
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", strict=True)
-            numbered = [(reader.line_num, values) for values in reader if values]
+            (_, columns), *body = split_values(path, file, "\t")
     except FileNotFoundError:
         raise UserError(f"there is no table {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a tab-separated table in UTF-8 ({error})") from None
+    columns = [name.strip() for name in columns]
+    return Table(path, columns, name_values(path, columns, body), [line for line, _ in body])
+
+
+def split_values(path: Path, lines: Iterable[str], separator: str) -> list[tuple[int, list[str]]]:
+    """(number, values) of every line that is not empty; `path` is what errors name.
+
+    Raises:
+        UserError: there is none, or a quote is out of place.
+    """
+    reader = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        numbered = [(reader.line_num, values) for values in reader if values]
     except csv.Error as error:
         raise UserError(
             f"{path} row {reader.line_num}: {error}; a value that begins with a quote is put in quotes, and quotes "
             'within it are doubled: """Boom"" he said"'
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a tab-separated table in UTF-8 ({error})") from None
     if not numbered:
         raise UserError(f"{path} is empty; its first line must name the columns")
-    (_, columns), *body = numbered
-    columns = [name.strip() for name in columns]
+    return numbered
+
+
+def name_values(path: Path, columns: Sequence[str], body: Iterable[tuple[int, list[str]]]) -> list[Row]:
+    """The rows of what `split_values` found after the line of columns.
+
+    Raises:
+        UserError: a column is named twice, or a row has more or fewer values than columns.
+    """
     if len(set(columns)) < len(columns):
         raise UserError(f"{path} names a column twice: {', '.join(columns)}")
+    rows = []
     for line, values in body:
         if len(values) != len(columns):
             raise UserError(
-                f"{path} row {line} has {len(values)} values for {len(columns)} columns; "
-                "values are separated by tabs; put a value that holds a tab or begins with a quote in quotes"
+                f"{path} row {line} has {len(values)} values for {len(columns)} columns; put a value that holds the "
+                "separator (in a .tsv a tab) or begins with a quote in quotes"
             )
-    rows = [dict(zip(columns, values, strict=True)) for _, values in body]
-    return Table(path, columns, rows, [line for line, _ in body])
+        rows.append(dict(zip(columns, values, strict=True)))
+    return rows
 
 
 def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, str]], columns: Sequence[str] = ()) -> None:

@@ -3,7 +3,6 @@
 Whatever is wrong with one row becomes its `fault`; what is wrong with the whole file is an error.
 """
 
-import csv
 import dataclasses
 import io
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio_jax.data.prepare.cutting import Span
-from mmaudio_jax.data.table import Row
+from mmaudio_jax.data.table import Row, name_values, split_values
 from mmaudio_jax.errors import UserError
 
 VGGSOUND_SECONDS = 10
@@ -271,28 +270,12 @@ def _text(path: Path) -> str:
 def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The first line and the others with their numbers, separated by tabs where the first has one, else by commas."""
     first = text.lstrip().partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in first else ",", strict=True)
-    try:
-        rows = [(reader.line_num, values) for values in reader if values]
-    except csv.Error as error:
-        raise UserError(
-            f"{path} row {reader.line_num}: {error}; a value that begins with a quote is put in quotes"
-        ) from None
-    if not rows:
-        raise UserError(f"{path} is empty")
+    rows = split_values(path, io.StringIO(text, newline=""), "\t" if "\t" in first else ",")
     return [name.strip() for name in rows[0][1]], rows[1:]
 
 
-def _records(path: Path, header: list[str], rows: Iterable[tuple[int, list[str]]]) -> list[tuple[int, Record]]:
-    if len(set(header)) < len(header):
-        raise UserError(f"{path} names a column twice: {', '.join(header)}")
-    for line, values in rows:
-        if len(values) != len(header):
-            raise UserError(
-                f"{path} row {line} has {len(values)} values for {len(header)} columns; put a value that holds the "
-                "separator in quotes"
-            )
-    return [(line, dict(zip(header, values, strict=True))) for line, values in rows]
+def _records(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> list[tuple[int, Record]]:
+    return list(zip([line for line, _ in rows], name_values(path, header, rows), strict=True))
 
 
 def _json_records(path: Path, text: str) -> list[Record]:
