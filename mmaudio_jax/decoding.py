@@ -1,8 +1,10 @@
-"""Clips decoded ahead of the networks, in processes of their own."""
+"""What is decoded for the networks: clips and what sound is made for, ahead of them and in processes of their own."""
 
 import collections
 import contextlib
+import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -18,7 +20,18 @@ from jaxtyping import Float, UInt8
 from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sequence import MIN_DURATION, MODES, ROUNDING, VAE_FACTOR, lengths
+from mmaudio_jax.request import Request
+from mmaudio_jax.sequence import (
+    CLIP_FPS,
+    MAX_DURATION,
+    MIN_DURATION,
+    MODES,
+    ROUNDING,
+    SYNC_FPS,
+    SYNC_STRIDE,
+    VAE_FACTOR,
+    lengths,
+)
 
 THREADS = min(4, os.cpu_count() or 1)  # that decode where there are no processes for it
 SHORT = ("skip", "pad")  # what may become of clips that are too short
@@ -72,8 +85,7 @@ def read_media(clip: Clip, mode: str, duration: float, short: str = "skip") -> M
         return Media(audio, None, None, own)
     found = media.read_frames(clip.video, clip.start_time, duration if whole else there)
     counts = (length.clip, length.sync_frames)
-    padded = (np.pad(f, [(0, n - len(f)), *[(0, 0)] * 3], mode="edge") for f, n in zip(found, counts, strict=True))
-    return Media(audio, *padded, own)
+    return Media(audio, *map(_held, found, counts), own)
 
 
 def _seconds(clip: Clip, *, from_file: bool) -> float:
@@ -85,6 +97,71 @@ def _seconds(clip: Clip, *, from_file: bool) -> float:
         info = media.probe(clip.video)
         ends += [info.video_duration] * info.has_video + [info.audio_duration] * info.has_audio
     return max(min(ends) - clip.start_time, 0.0)
+
+
+class Pictures(NamedTuple):
+    """What is seen of a request; a still picture is one CLIP frame and no others."""
+
+    clip_frames: UInt8[np.ndarray, "c 384 384 3"]
+    sync_frames: UInt8[np.ndarray, "f 224 224 3"] | None
+
+
+def fitted(request: Request) -> Request:
+    """The request as its file allows: as short as a video that ends before, for an image if it is one still picture.
+
+    The sound of a shorter video is as long as the video; the network makes it at the next of the lengths 0.64, 0.96, …,
+    8.00 s, the last frame held, so that videos of a thousand durations compile few programs.
+
+    Raises:
+        UserError: no such file, no picture in it, too short from `start` on.
+    """
+    from mmaudio_jax.data import media
+
+    source = request.video or request.image
+    if source is None:
+        return request
+    info = media.probe(source)
+    if not info.has_video:
+        raise UserError(f"{source}: no video stream in it")
+    if request.image is not None or info.is_image:
+        if not info.is_image:
+            raise UserError(f"{source}: a video, not one still picture; give it as video")
+        return dataclasses.replace(request, video=None, image=source, start=0.0)
+    there = info.video_duration - request.start
+    if there >= request.duration - ROUNDING:
+        return request
+    if there < MIN_DURATION:
+        raise UserError(
+            f"{source}: too short: from {request.start:g} s on, the video has {max(there, 0):.3f} s, and {MIN_DURATION} "
+            "s are needed"
+        )
+    stride = SYNC_STRIDE / SYNC_FPS
+    made = MIN_DURATION + stride * math.ceil((there - MIN_DURATION - ROUNDING) / stride)
+    made = min(round(made, 2), request.duration, MAX_DURATION)
+    return dataclasses.replace(request, duration=there, made=max(made, there))
+
+
+def read_pictures(request: Request) -> Pictures | None:
+    """The frames of a request that is `fitted`; None for words alone.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    from mmaudio_jax.data import media
+
+    if request.image is not None:
+        return Pictures(media.read_image(request.image)[None], None)
+    if request.video is None:
+        return None
+    made = request.made or request.duration
+    counts = (int(CLIP_FPS * made), int(SYNC_FPS * made))
+    found = media.read_frames(request.video, request.start, request.duration)
+    return Pictures(*(_held(frames, count) for frames, count in zip(found, counts, strict=True)))
+
+
+def _held(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray, "{count} h w 3"]:
+    """So many frames, the last one standing where there are no more."""
+    return np.pad(frames, [(0, count - len(frames)), *[(0, 0)] * 3], mode="edge")
 
 
 @contextlib.contextmanager
