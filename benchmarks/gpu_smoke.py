@@ -84,8 +84,8 @@ def train(base: trees.Params, batch_size: int, steps: int) -> None:
 
 def generate(params: trees.Params, batch_size: int) -> None:
     """8-second latents, 25 guided Euler steps, in bfloat16."""
-    arguments, options = workload.sampler_arguments(CONFIG, params, batch_size, jnp.bfloat16)
-    first, seconds = timed(lambda: sampling.sample(*arguments, **options), 3)
+    arguments = workload.sampler_arguments(CONFIG, params, batch_size, jnp.bfloat16)
+    first, seconds = timed(lambda: sampling.sample(*arguments), 3)
     report(
         f"25 guided Euler steps, batch {batch_size}",
         f"{seconds:.3f} s ({8 * batch_size / seconds:.2g} s of sound/s; first {first:.1f} s)",

@@ -48,8 +48,8 @@ def generate(flow: weights.Weights, dtype) -> list[str]:
     vocoder = workload.random_weights("bigvgan", bigvgan.PRESETS[f"bigvgan_{mode}"])
     flow, cells = flow.cast(dtype), []
     for batch in BATCHES:
-        arguments, options = workload.sampler_arguments(flow.config, flow.params, batch, dtype)
-        sample = sampling.sample.lower(*arguments, **options).compile()
+        arguments = workload.sampler_arguments(flow.config, flow.params, batch, dtype)
+        sample = sampling.sample.lower(*arguments).compile()
         latent = jax.ShapeDtypeStruct(arguments[2].shape, np.float32)
         decoder = (coder.graphdef(), coder.params, vocoder.graphdef(), vocoder.params, latent)
         decode = sampling.decode.lower(*decoder).compile()

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
-from mmaudio_jax import lora, objective, optim, sampling, sharding, train_step, trees, weights  # noqa: E402
+from mmaudio_jax import lora, objective, optim, sampling, sharding, solvers, train_step, trees, weights  # noqa: E402
 from mmaudio_jax.models.mmaudio import MMAudio, MMAudioConfig  # noqa: E402
 from mmaudio_jax.sequence import lengths, mode_of  # noqa: E402
 
@@ -145,15 +145,16 @@ def memory(compiled) -> float:
     ) / GIB
 
 
-def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple[tuple, dict]:
+def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple:
     """Arguments of `sampling.sample` for `batch_size` sounds of `SECONDS`."""
     length = lengths(SECONDS, mode_of(config.latent_dim))
     text = (config.text_len, config.text_dim)
     shapes = ((length.clip, config.clip_dim), (length.sync, config.sync_dim), text, text)
     features = [jnp.ones((batch_size, *shape)) for shape in shapes]
     x0 = sampling.initial_noise(range(batch_size), length.latent, config.latent_dim)
-    graphdef = definition(config, dtype=dtype)
-    return (graphdef, params, x0, *features, jnp.float32(GUIDANCE)), dict(num_steps=STEPS, guided=True)
+    rows = sampling.guided(params, *features, GUIDANCE)
+    table = solvers.stack([solvers.table("euler", STEPS)] * batch_size)
+    return definition(config, dtype=dtype), params, x0, rows, table, STEPS
 
 
 def timed(function: Callable, repeats: int) -> tuple[float, float]:

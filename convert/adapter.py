@@ -25,10 +25,10 @@ import mmaudio_jax
 from convert import matching
 from convert.rules import TABLES
 from mmaudio_jax import errors, lora, trees, weights
+from mmaudio_jax.adapters import load_flow_network
 from mmaudio_jax.checkpoint import Adapter, load_adapter, save_adapter
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory, atomic_file
-from mmaudio_jax.sampling import load_flow_network
 
 SHOWN = 5  # tensors that do not fit are named
 PREFIX = "base_model.model."  # of PEFT's names

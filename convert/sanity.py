@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from mmaudio_jax import flow_matching, sampling, trees, weights
+from mmaudio_jax import sampling, solvers, trees, weights
 from mmaudio_jax.data import mel
 from mmaudio_jax.data.captions import tokenize
 from mmaudio_jax.encoders import Encoders
@@ -160,6 +160,7 @@ def _unconditional(network: weights.Weights, mode: AudioMode) -> Float[Array, "n
             model.empty_string_feat[...][None],
             length.latent,
         )
-        return flow_matching.euler(lambda x, t: model.velocity(x, t, conditions), x0, STEPS)[0]
+        table = solvers.stack([solvers.table("euler", STEPS)])
+        return sampling.integrate(lambda x, t: model.velocity(x, t, conditions), x0, table, STEPS)[0]
 
     return make(network.params, sampling.initial_noise([0], length.latent, mode.latent_dim))

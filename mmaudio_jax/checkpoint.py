@@ -283,6 +283,22 @@ def read_run(workdir: Path) -> dict[str, Any]:
         return _newest_whole(steps, read)
 
 
+def identify(workdir: Path) -> dict[str, Any]:
+    """Which checkpoint `load_adapter` would read, and a hash of all that it holds; reads none of its leaves.
+
+    Returns:
+        `run`, as the place of that very checkpoint, RUN@STEP; `fingerprint`.
+    """
+    with _opened(workdir) as (manager, steps):
+
+        def read(step):
+            _check_digests(manager, step)
+            digest = hashlib.sha256(json.dumps(_read_json(manager, step, "checksums"), sort_keys=True).encode())
+            return {"run": f"{manager.directory.parent}@{step}", "fingerprint": digest.hexdigest()}
+
+        return _newest_whole(steps, read)
+
+
 def load_adapter(workdir: Path) -> Adapter:
     """The newest trained leaves of a run, or those of `RUN@best` or `RUN@STEP`.
 

@@ -132,8 +132,8 @@ def fitted(request: Request) -> Request:
         return request
     if there < MIN_DURATION:
         raise UserError(
-            f"{source}: too short: from {request.start:g} s on, the video has {max(there, 0):.3f} s, and {MIN_DURATION} "
-            "s are needed"
+            f"{source}: too short: from {request.start:g} s on, the video has {max(there, 0):.3f} s; {MIN_DURATION} s "
+            "are needed"
         )
     stride = SYNC_STRIDE / SYNC_FPS
     made = MIN_DURATION + stride * math.ceil((there - MIN_DURATION - ROUNDING) / stride)

@@ -14,12 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from mmaudio_jax import distributed, measures, plots, sampling, sharding, trees
+from mmaudio_jax import distributed, measures, plots, sampling, sharding, solvers, trees
 from mmaudio_jax.data import audio, clips, media, mel, muxing
 from mmaudio_jax.data.mixture import Mixture
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
-from mmaudio_jax.flow_matching import MAX_GUIDANCE
+from mmaudio_jax.request import MAX_STRENGTH
 from mmaudio_jax.sequence import lengths
 from mmaudio_jax.trainer import Network
 
@@ -49,8 +49,8 @@ class SamplesConfig:
         for name in ("every", "count", "num_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"samples.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.cfg_strength <= MAX_GUIDANCE:
-            raise UserError(f"samples.cfg_strength is {self.cfg_strength:g}; it must lie in [0, {MAX_GUIDANCE:g}]")
+        if not 0 <= self.cfg_strength <= MAX_STRENGTH:
+            raise UserError(f"samples.cfg_strength is {self.cfg_strength:g}; it must lie in [0, {MAX_STRENGTH:g}]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +85,17 @@ def _latents(
     def given(name: str, empty: str, there: str):
         return jnp.where(examples[there][:, None, None], examples[name], params[empty])
 
-    latent = sampling.sample(
-        graphdef,
-        params,
-        noise,
+    conditions = (
         given("clip_f", "empty_clip_feat", "has_video"),
         given("sync_f", "empty_sync_feat", "has_video"),
         given("text_f", "empty_string_feat", "has_text"),
-        params["empty_string_feat"],
-        jnp.float32(config.cfg_strength),
-        num_steps=config.num_steps,
-        guided=config.cfg_strength >= 1,
     )
+    if config.cfg_strength >= 1:
+        rows = sampling.guided(params, *conditions, params["empty_string_feat"], config.cfg_strength)
+    else:
+        rows = sampling.plain(*conditions)
+    table = solvers.stack([solvers.table("euler", config.num_steps)] * len(noise))
+    latent = sampling.sample(graphdef, params, noise, rows, table, config.num_steps)
     return jax.lax.with_sharding_constraint(latent, sharding.replicated(mesh))
 
 

@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from mmaudio_jax import errors, weights
+from mmaudio_jax.adapters import load_flow_network
 from mmaudio_jax.checkpoint import load_adapter
-from mmaudio_jax.sampling import load_flow_network
 
 
 @errors.main

@@ -1,27 +1,23 @@
-"""Generation: the jitted sampler, the decoder, and the pipeline from media to sound."""
+"""Generation on arrays: the jitted sampler of latents, and the decoder that makes sound of them."""
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from mmaudio_jax import flow_matching, lora, trees, weights
+from mmaudio_jax import solvers, trees, weights
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.bigvgan import BigVGAN
-from mmaudio_jax.models.mmaudio import Conditions, MMAudio
+from mmaudio_jax.models.mmaudio import MMAudio
 from mmaudio_jax.models.vae import VAE
-from mmaudio_jax.sequence import AudioMode, lengths, mode_of
-
-if TYPE_CHECKING:  # it loads Orbax
-    from mmaudio_jax.checkpoint import Adapter
+from mmaudio_jax.sequence import AudioMode, mode_of
 
 
 def initial_noise(seeds: Sequence[int], latent_len: int, latent_dim: int) -> Float[Array, "b n z"]:
@@ -30,57 +26,107 @@ def initial_noise(seeds: Sequence[int], latent_len: int, latent_dim: int) -> Flo
     return jnp.stack([jax.random.normal(key, (latent_len, latent_dim)) for key in keys])
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "num_steps", "guided"))
+class Rows(NamedTuple):
+    """What the network is asked at once: each row is a sample under some conditions, guidance combines several.
+
+    Attributes:
+        clip_f, sync_f, text_f: features of each row.
+        sample: which sample a row is of.
+        branches: the rows whose velocities make a sample's, up to three.
+        strengths: what each of these velocities counts; those of a sample sum to one.
+    """
+
+    clip_f: Float[Array, "r c f"]
+    sync_f: Float[Array, "r s g"]
+    text_f: Float[Array, "r t e"]
+    sample: Int[Array, " r"]
+    branches: Int[Array, "b 3"]
+    strengths: Float[Array, "b 3"]
+
+
+def plain(clip_f: Float[Array, "b c f"], sync_f: Float[Array, "b s g"], text_f: Float[Array, "b t e"]) -> Rows:
+    """Without guidance: a row a sample."""
+    own = np.arange(len(clip_f))
+    return Rows(clip_f, sync_f, text_f, own, np.stack([own] * 3, axis=1), np.tile(np.float32([1, 0, 0]), (len(own), 1)))
+
+
+def guided(
+    params: trees.Params,
+    clip_f: Float[Array, "b c f"],
+    sync_f: Float[Array, "b s g"],
+    text_f: Float[Array, "b t e"],
+    negative_f: Float[Array, "#b t e"],
+    strength: float,
+) -> Rows:
+    """Classifier-free guidance w · v(cond) + (1 − w) · v(empty) (arXiv 2207.12598): two rows a sample.
+
+    Args:
+        params: of the flow network, for its empty video features.
+        clip_f, sync_f, text_f: the conditions.
+        negative_f: what takes the place of the empty text.
+        strength: w.
+    """
+
+    def both(given, empty):
+        return jnp.concatenate([given, jnp.broadcast_to(empty, given.shape)])
+
+    own = np.arange(len(clip_f))
+    return Rows(
+        both(clip_f, params["empty_clip_feat"]),
+        both(sync_f, params["empty_sync_feat"]),
+        both(text_f, negative_f),
+        np.concatenate([own, own]),
+        np.stack([own, own + len(own), own], axis=1),
+        np.tile(np.float32([strength, 1 - strength, 0]), (len(own), 1)),
+    )
+
+
+def integrate(
+    velocity: Callable[[Float[Array, "b n z"], Float[Array, " b"]], Float[Array, "b n z"]],
+    x0: Float[Array, "b n z"],
+    table: solvers.Table,
+    count: Int[Array, ""] | int,
+) -> Float[Array, "b n z"]:
+    """x at t = 1, by the first `count` evaluations of a batch's table: one loop, so the network compiles once."""
+
+    def evaluate(k, state):
+        y, x, before = state
+        t, a, b, completes = (jnp.asarray(column)[k] for column in table)
+        v = velocity(y, t)
+        y = x + a[:, None, None] * v + b[:, None, None] * before
+        return y, jnp.where(completes[:, None, None], y, x), v
+
+    return jax.lax.fori_loop(0, count, evaluate, (x0, x0, jnp.zeros_like(x0)))[0]
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
 def sample(
     graphdef: nnx.GraphDef,
     params: trees.Params,
     x0: Float[Array, "b n z"],
-    clip_f: Float[Array, "b c f"],
-    sync_f: Float[Array, "b s g"],
-    text_f: Float[Array, "b t e"],
-    negative_f: Float[Array, "b t e"],
-    cfg_strength: Float[Array, ""],
-    *,
-    num_steps: int,
-    guided: bool,
+    rows: Rows,
+    table: solvers.Table,
+    count: Int[Array, ""] | int,
 ) -> Float[Array, "b n z"]:
-    """Integrates the flow from noise to an un-normalised latent by Euler's method.
+    """Integrates the flow from noise to an un-normalised latent.
 
     Args:
         graphdef: of the flow network.
         params: of the flow network.
         x0: noise.
-        clip_f: CLIP features.
-        sync_f: Synchformer features.
-        text_f: text features.
-        negative_f: what takes the place of the empty text in the unconditional branch.
-        cfg_strength: guidance w; w · v(cond) + (1 − w) · v(empty).
-        num_steps: Euler steps.
-        guided: false leaves the unconditional branch out (for w below 1).
+        rows: conditions and guidance.
+        table: evaluations of every sample, as of `solvers.stack`.
+        count: of the evaluations, how many some sample has.
     """
     model: MMAudio = trees.merge(graphdef, params)
-    b, n, _ = x0.shape
-    if not guided:
-        conditions = model.conditions(clip_f, sync_f, text_f, n)
-        x1 = flow_matching.euler(lambda x, t: model.velocity(x, t, conditions), x0, num_steps)
-        return model.unnormalize(x1)
-
-    def both(given, empty):
-        return jnp.concatenate([given, jnp.broadcast_to(empty, given.shape)])
-
-    # both branches of the guidance go through the network as one batch
-    conditions: Conditions = model.conditions(
-        both(clip_f, model.empty_clip_feat[...]),
-        both(sync_f, model.empty_sync_feat[...]),
-        both(text_f, negative_f),
-        n,
-    )
+    conditions = model.conditions(rows.clip_f, rows.sync_f, rows.text_f, x0.shape[1])  # once, for all evaluations
+    sample, branches, strengths = (jnp.asarray(value) for value in (rows.sample, rows.branches, rows.strengths))
 
     def velocity(x, t):
-        twice = model.velocity(jnp.concatenate([x, x]), jnp.concatenate([t, t]), conditions)
-        return flow_matching.guide(*jnp.split(twice, 2), cfg_strength)
+        found = model.velocity(x[sample], t[sample], conditions)[branches]
+        return jnp.sum(strengths[:, :, None, None] * found, axis=1)
 
-    return model.unnormalize(flow_matching.euler(velocity, x0, num_steps))
+    return model.unnormalize(integrate(velocity, x0, table, count))
 
 
 @functools.partial(jax.jit, static_argnames=("vae_def", "vocoder_def"))
@@ -135,135 +181,3 @@ class Decoder(NamedTuple):
         # a bfloat16 waveform hisses at some −50 dB, and decoding is the small part of the time
         vae_def, vocoder_def = vae.graphdef(precision=precision), vocoder.graphdef(precision=precision)
         return cls(mode, vae_def, vae.params, vocoder_def, vocoder.params)
-
-
-def load_flow_network(directory: Path, trained: "Adapter | None" = None, dtype=jnp.float32) -> weights.Weights:
-    """The flow network, with what a run has trained, if one is given: its adapter merged in, or all weights.
-
-    Args:
-        directory: of the base.
-        trained: what `checkpoint.load_adapter` read of a run.
-        dtype: see `weights.load`; an adapter is merged in float32.
-
-    Raises:
-        UserError: the run started from another base.
-    """
-    if trained is None:
-        return weights.load(directory, "mmaudio", dtype)
-    base = weights.load(directory, "mmaudio")
-    trained.check_base(base.metadata["fingerprint"], directory)
-    params = {**base.params, **trained.params}
-    merged = lora.merge(params, trained.lora) if trained.lora else params
-    return dataclasses.replace(base, params=merged).cast(dtype)
-
-
-class Features(NamedTuple):
-    """The conditions of one sample, on the host; None is the model's own empty feature."""
-
-    clip_f: Float[np.ndarray, "c f"] | None
-    sync_f: Float[np.ndarray, "s g"] | None
-    text_f: Float[np.ndarray, "t e"] | None
-    negative_f: Float[np.ndarray, "t e"] | None
-
-
-class Pipeline:
-    """Everything that turns frames and words into sound; `load` makes one from a folder of weights.
-
-    Attributes:
-        mode: rate and latent shape of the model.
-        encoders: CLIP and Synchformer.
-    """
-
-    def __init__(self, flow, decoder: Decoder, encoders, dtype, precision):
-        self.mode, self.encoders, self._decoder = decoder.mode, encoders, decoder
-        self._flow_def, self._flow = flow.graphdef(dtype=dtype, precision=precision), flow.params
-
-    @classmethod
-    def load(cls, root: Path, model: str, adapter: Path | None = None, dtype=jnp.float32, precision="default"):
-        """Loads a model, an adapter's run if one is given, and the networks that the model needs.
-
-        Args:
-            root: the folder of converted weights.
-            model: a flow network in it, e.g. `small_16k`.
-            adapter: workdir of a training run.
-            dtype: compute dtype of the flow network and the encoders, whose weights are stored in it where that makes
-                no difference; sound is decoded in float32.
-            precision: of matrix products.
-
-        Raises:
-            UserError: weights are missing or do not fit together.
-        """
-        from mmaudio_jax.checkpoint import load_adapter
-        from mmaudio_jax.encoders import Encoders
-
-        flow = load_flow_network(root / model, load_adapter(adapter) if adapter else None, dtype)
-        decoder = Decoder.load(root, model, flow.config.latent_dim, precision)
-        if (clip := root / "clip").exists():  # a sound of noise alone needs none
-            has, needs = weights.read_config(clip, "clip")[1].embed_dim, flow.config.clip_dim
-            if has != needs:
-                raise UserError(f"{clip} has {has} channels, {model} needs {needs}: it is another model's")
-        return cls(flow, decoder, Encoders(root, dtype=dtype, precision=precision), dtype, precision)
-
-    def features(self, frames, prompt: str, negative_prompt: str = "") -> Features:
-        """The conditions of one sample.
-
-        Args:
-            frames: (CLIP frames (c, 384, 384, 3), sync frames (f, 224, 224, 3)) uint8, or None without a video.
-            prompt: what is to be heard; empty for none.
-            negative_prompt: what is not to be heard; empty for none.
-        """
-        clip_f = sync_f = None
-        if frames is not None:
-            clip_frames, sync_frames = frames
-            clip_f = self.encoders.encode_clip_frames(clip_frames[None])[0]
-            sync_f = self.encoders.encode_sync_frames(sync_frames[None])[0]
-        text_f, negative_f = (
-            self.encoders.encode_captions([text])[0] if text.strip() else None for text in (prompt, negative_prompt)
-        )
-        return Features(clip_f, sync_f, text_f, negative_f)
-
-    def generate(
-        self,
-        batch: Sequence[Features],
-        seeds: Sequence[int],
-        duration: float,
-        *,
-        num_steps: int = 25,
-        cfg_strength: float = 4.5,
-    ) -> Float[np.ndarray, "b l"]:
-        """One waveform a sample, float32 in [−1, 1], `duration` seconds at the mode's rate.
-
-        The model's own waveform is whole latents long (353,280 samples for 8 s at 44.1 kHz); it is cut to the duration.
-
-        Args:
-            batch: conditions, all of this duration.
-            seeds: one a sample: the same seed gives the same sound in any batch.
-            duration: seconds.
-            num_steps: Euler steps.
-            cfg_strength: guidance; below 1 the model runs without it.
-        """
-        length = lengths(duration, self.mode)
-        stack = functools.partial(self._stack, batch)
-        latent = sample(
-            self._flow_def,
-            self._flow,
-            initial_noise(seeds, length.latent, self.mode.latent_dim),
-            stack("clip_f", "empty_clip_feat", length.clip),
-            stack("sync_f", "empty_sync_feat", length.sync),
-            stack("text_f", "empty_string_feat", None),
-            stack("negative_f", "empty_string_feat", None),
-            jnp.float32(cfg_strength),
-            num_steps=num_steps,
-            guided=cfg_strength >= 1,
-        )
-        _, *networks = self._decoder
-        audio = decode(*networks, latent)
-        return np.asarray(audio)[:, : round(duration * self.mode.sample_rate)]
-
-    def _stack(self, batch, name: str, empty: str, length: int | None):
-        """One condition of all samples, the model's empty feature standing in for None."""
-        absent = np.asarray(self._flow[empty])
-        if length is not None:
-            absent = np.repeat(absent, length, axis=0)
-        found = (getattr(features, name) for features in batch)
-        return jnp.asarray(np.stack([absent if feature is None else feature for feature in found]))

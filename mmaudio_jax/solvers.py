@@ -47,7 +47,7 @@ def _euler(times: np.ndarray) -> Table:
 
 
 def _midpoint(times: np.ndarray) -> Table:
-    """The explicit midpoint method, of second order: a half step with the velocity here, a whole one with that there."""
+    """The explicit midpoint method, of second order: half a step with the velocity here, all of it with that there."""
     half = np.diff(times) / 2
     t = np.stack([times[:-1], times[:-1] + half], axis=1).ravel()
     a = np.stack([half, 2 * half], axis=1).ravel()

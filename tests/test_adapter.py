@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from convert import adapter as tool
 from convert import matching
 from convert.checkpoint_file import read
-from mmaudio_jax import lora, sampling, trees, weights
+from mmaudio_jax import adapters, lora, trees, weights
 from mmaudio_jax.checkpoint import Progress, RunCheckpoints, load_adapter
 from mmaudio_jax.models.mmaudio import MMAudio
 
@@ -78,7 +78,7 @@ def test_there_and_back_is_the_same_adapter(base, kind, request, monkeypatch, ca
     assert first.params.keys() == again.params.keys()
     for path, leaf in first.params.items():
         np.testing.assert_array_equal(leaf, again.params[path])
-    merged = [sampling.load_flow_network(base.directory, adapter).params for adapter in (first, again)]
+    merged = [adapters.load_flow_network(base.directory, adapter).params for adapter in (first, again)]
     assert weights.fingerprint(merged[0]) == weights.fingerprint(merged[1])
 
 
@@ -129,7 +129,7 @@ def test_peft_s_patterns_are_read_as_peft_reads_them(base, own_run, monkeypatch,
     folder = edited(tmp_path / "out", tmp_path / "edited", short)
     where = ("--from", "peft", "--base", base.directory, "--out", tmp_path / "new")
     assert command(monkeypatch, capsys, folder, *where) == (0, "")
-    first, again = (sampling.load_flow_network(base.directory, load_adapter(x)) for x in (own_run, tmp_path / "new"))
+    first, again = (adapters.load_flow_network(base.directory, load_adapter(x)) for x in (own_run, tmp_path / "new"))
     assert weights.fingerprint(first.params) == weights.fingerprint(again.params)
 
 
@@ -141,7 +141,7 @@ def test_merged_is_the_published_layout(base, run, golden, monkeypatch, capsys, 
         name: tensor.shape for name, tensor in published.items() if not name.endswith(("freqs", "_rot"))
     }
     again = matching.recognise(read(tmp_path / "m.safetensors")).parameters()
-    merged = sampling.load_flow_network(base.directory, load_adapter(run)).params
+    merged = adapters.load_flow_network(base.directory, load_adapter(run)).params
     assert weights.fingerprint(again) == weights.fingerprint(merged)
     changed = {name for name in stored if not np.array_equal(stored[name], published[name])}
     assert len(changed) == len(load_adapter(run).params) // 2

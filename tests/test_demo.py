@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 
-from mmaudio_jax import weights
+from mmaudio_jax import Pipeline, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.clips import read_clips
 from mmaudio_jax.demo import evaluate, poster, ruler
@@ -21,7 +21,6 @@ from mmaudio_jax.demo.world import BASE_MATERIALS, KINDS
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.extraction import extract
-from mmaudio_jax.sampling import Pipeline
 
 SEEN, MOVED = (-0.13878, 0.03160, 0.16571), (-1.42368, 2.43079, 2.80187)  # of frames of noise
 SCENES = len(KINDS) * len(BASE_MATERIALS)  # every kind of every material
@@ -59,7 +58,7 @@ def scores(demo_weights, held_out, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(demo_weights):
-    return Pipeline.load(demo_weights, "demo_16k")
+    return Pipeline.from_pretrained(demo_weights, "demo_16k")
 
 
 def test_the_picture_says_when_and_the_words_say_what(scores, held_out):
@@ -121,7 +120,7 @@ def test_stand_ins_and_other_networks_do_not_go_together(demo_weights, small_wei
         (tmp_path / name).symlink_to(small_weights / name)
     (tmp_path / "bigvgan_16k").symlink_to(demo_weights / "bigvgan_16k")
     with pytest.raises(UserError, match=r"bigvgan_16k in .* are the demo's untrained stand-ins, the others there are"):
-        Pipeline.load(tmp_path, "small_16k")
+        Pipeline.from_pretrained(tmp_path, "small_16k")
 
 
 def test_the_stand_ins_are_those_that_the_base_was_trained_with(demo_weights):

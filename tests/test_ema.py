@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import lora_16k
-from mmaudio_jax import checkpoint, config, ema, experiment, sampling
+from mmaudio_jax import adapters, checkpoint, config, ema, experiment
 from mmaudio_jax.errors import UserError
 
 EVERY = 500
@@ -91,7 +91,7 @@ def test_a_run_tracks_averages_and_they_make_another(small_weights, small_featur
     for path, leaf in mean.params.items():  # a width that was tracked comes back, and is not the last step's
         assert relative_error(leaf, trace[-1]["0.1"][path]) < 1e-5
     assert any(relative_error(mean.params[path], last.params[path]) > 1e-6 for path in mean.params if "lora_b" in path)
-    sampling.load_flow_network(small_weights / "small_16k", mean)
+    adapters.load_flow_network(small_weights / "small_16k", mean)
     with pytest.raises(UserError, match="holds trained weights and no run"):
         experiment.run(train_config, tmp_path / "mean", dry_run=False, devices=jax.devices()[:1])
     with pytest.raises(UserError, match="has no snapshot of step 5; there are 2, 4, 6"):

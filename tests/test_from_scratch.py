@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from configs import train_16k
-from mmaudio_jax import checkpoint, config, experiment, initialize, merge, sampling, weights
+from mmaudio_jax import Pipeline, Request, adapters, checkpoint, config, experiment, initialize, merge, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.pipeline import Features
 
 
 def train(config, workdir, dry_run=False):
@@ -127,9 +128,10 @@ def test_a_mixture_of_other_repeats_is_another_run(mixed_run, places):
 
 def test_what_a_mixture_trained_makes_sound(mixed_run, places):
     _, workdir = mixed_run
-    pipeline = sampling.Pipeline.load(places / "weights", "shallow", workdir)
-    sound = pipeline.generate([sampling.Features(None, None, None, None)], [0], 1.0, num_steps=2)
-    assert sound.shape == (1, 16000) and np.isfinite(sound).all() and sound.any()
+    pipe = Pipeline.from_pretrained(places / "weights", "shallow", workdir)
+    request = Request(prompt="noise", duration=1.0, steps=2)
+    sound = pipe.generate([request], [Features(None, None, None, None)]).sounds()[0].audio
+    assert sound.shape == (16000,) and np.isfinite(sound).all() and sound.any()
 
 
 def test_a_set_made_with_another_clip_is_refused(places, monkeypatch, capsys, tmp_path):
@@ -165,7 +167,7 @@ def test_all_weights_train_and_become_a_weights_folder(mixed_run, places, monkey
     again = dataclasses.replace(train_config, eval_every=1)
     with pytest.raises(UserError, match="its config.eval_every is 2, now it is 1"):
         train(again, workdir)
-    same = sampling.load_flow_network(drawn.directory, checkpoint.load_adapter(workdir)).params
+    same = adapters.load_flow_network(drawn.directory, checkpoint.load_adapter(workdir)).params
     assert weights.fingerprint(same) == merged.metadata["fingerprint"]
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import av
 import jax
@@ -15,13 +14,14 @@ from random_networks import WIDTH
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import lora_16k
-from mmaudio_jax import config, experiment, listening, sampling, sharding, weights
+from mmaudio_jax import Pipeline, Request, config, experiment, listening, sampling, sharding, weights
 from mmaudio_jax.data import clips, media, mixture
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.demo.render import render_clips
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.bigvgan import BigVGANConfig
+from mmaudio_jax.pipeline import Features
 
 SAMPLES = listening.SamplesConfig(every=4, count=2, num_steps=2, cfg_strength=4.5, root=None)
 ROWS = (7, 3, 5)  # that validate
@@ -131,12 +131,13 @@ def test_measures_are_told_of_each_and_of_all(heard):
 
 
 def test_an_untrained_adapter_sounds_as_sample_py_makes_the_base_sound(heard, bench, settings):
-    pipeline = sampling.Pipeline.load(Path(settings.weights), "small_16k")
+    pipe = Pipeline.from_pretrained(settings.weights, "small_16k")
     examples = [bench.features[row] for row in ROWS[:2]]
-    conditions = [sampling.Features(e["clip_f"], e["sync_f"], e["text_f"], None) for e in examples]
-    sounds = pipeline.generate(conditions, [0, 1], 1.0, num_steps=2, cfg_strength=4.5)
-    assert relative_error(generated(heard[1]), sounds[0]) < 1e-4
-    assert relative_error(generated(heard[1], "clip3"), sounds[1]) < 1e-4
+    conditions = [Features(e["clip_f"], e["sync_f"], e["text_f"], None) for e in examples]
+    requests = [Request(prompt="a sound", duration=1.0, seed=seed, steps=2) for seed in (0, 1)]
+    sounds = pipe.generate(requests, conditions).sounds()
+    assert relative_error(generated(heard[1]), sounds[0].audio) < 1e-4
+    assert relative_error(generated(heard[1], "clip3"), sounds[1].audio) < 1e-4
 
 
 def test_the_true_sound_is_the_stored_latent_decoded(heard, bench):

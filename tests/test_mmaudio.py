@@ -9,7 +9,7 @@ import pytest
 from conftest import relative_error
 from flax import nnx
 
-from mmaudio_jax import sampling, trees
+from mmaudio_jax import sampling, solvers, trees
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models.mmaudio import PRESETS, MMAudio
 
@@ -95,9 +95,10 @@ def test_sampler(golden, case, name, strength, steps, negative):
     latent, clip, sync, text = inputs(golden)
     empty = jnp.broadcast_to(params["empty_string_feat"], text.shape)
     negative_f = golden.input("negative_text", text.shape) if negative else empty
-    out = sampling.sample(
-        graphdef, params, latent, clip, sync, text, negative_f, strength, num_steps=steps, guided=strength >= 1
-    )
+    given = (clip, sync, text)
+    rows = sampling.guided(params, *given, negative_f, strength) if strength >= 1 else sampling.plain(*given)
+    table = solvers.stack([solvers.table("euler", steps)] * len(latent))
+    out = sampling.sample(graphdef, params, latent, rows, table, steps)
     if name != "sample_unnormalized":
         out = (out - params["latent_mean"]) / params["latent_std"]
     assert relative_error(out, expected[name]) <= 2e-5

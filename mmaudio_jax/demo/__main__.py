@@ -21,7 +21,7 @@ from mmaudio_jax.demo import evaluate, poster
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 from mmaudio_jax.demo.world import BASE_MATERIALS, NEW_MATERIAL
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sampling import Pipeline
+from mmaudio_jax.pipeline import Pipeline
 
 MARK = ".demo"  # in a folder that the demo made, and may make anew
 BASE = Path(__file__).with_name("base")
@@ -93,7 +93,7 @@ def demonstrate(out: Path) -> None:
     rows = {}
 
     def listen(when: str, adapter: Path | None) -> None:
-        pipeline = Pipeline.load(weights, "demo_16k", adapter)
+        pipeline = Pipeline.from_pretrained(weights, "demo_16k", adapter)
         for condition in evaluate.CONDITIONS:
             rows[f"{when}: {condition}"] = evaluate.listen(pipeline, features, scenes, condition)
 

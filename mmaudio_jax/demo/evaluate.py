@@ -24,7 +24,8 @@ from mmaudio_jax.demo import ruler
 from mmaudio_jax.demo.world import KINDS, MATERIALS, NEW_MATERIAL
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
-from mmaudio_jax.sampling import Features, Pipeline
+from mmaudio_jax.pipeline import Features, Pipeline
+from mmaudio_jax.request import Request
 
 BATCH = 8
 CONDITIONS = ("as they are", "videos shuffled", "captions shuffled")
@@ -77,12 +78,12 @@ def listen(
     videos, captions = others(len(features), condition)
     duration, heard = features.metadata.duration, []
     for start in tqdm.trange(0, len(features), BATCH, desc=condition, leave=False, disable=None):
-        rows = np.arange(start, min(start + BATCH, len(features)))
-        # a rest is filled up: one shape compiles
-        batch = [conditions(features, videos[i], captions[i], sync) for i in np.resize(rows, BATCH)]
-        waves = pipeline.generate(batch, seeds=[int(i) for i in np.resize(rows, BATCH)], duration=duration)
-        for i, wave in zip(rows, waves, strict=False):
-            heard.append(Heard(wave, ruler.onset_f1(wave, scenes[i]["contacts"]), ruler.material(wave)))
+        rows = range(start, min(start + BATCH, len(features)))
+        batch = [conditions(features, videos[i], captions[i], sync) for i in rows]
+        requests = [Request(prompt=features.captions[captions[i]], duration=duration, seed=i) for i in rows]
+        for i, sound in zip(rows, pipeline.generate(requests, batch, 2 * BATCH).sounds(), strict=True):
+            onset_f1, material = ruler.onset_f1(sound.audio, scenes[i]["contacts"]), ruler.material(sound.audio)
+            heard.append(Heard(sound.audio, onset_f1, material))
     return heard
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--without_sync", action="store_true", help="leave the sync stream empty")
     parser.add_argument("--out", type=Path, help="also write the scores here, as JSON")
     args = parser.parse_args()
-    pipeline = Pipeline.load(args.weights, args.model, args.adapter)
+    pipeline = Pipeline.from_pretrained(args.weights, args.model, args.adapter)
     features = records.open_features(args.data)
     scenes = read_scenes(args.scenes, features.ids)
     hear = functools.partial(listen, pipeline, features, scenes, sync=not args.without_sync)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 
-from mmaudio_jax import sampling, trees
+from mmaudio_jax import sampling, solvers, trees
 from mmaudio_jax.models import mmaudio
 
 pytestmark = pytest.mark.parity
@@ -57,18 +57,11 @@ def test_sampler(golden, name, strength, steps):
     latent, clip, sync, text = inputs(golden, 2, LENGTHS["16k"])
     empty = np.broadcast_to(weights.params["empty_string_feat"], text.shape)
     negative = golden.input("negative_text", text.shape) if "negative" in name else empty
-    out = sampling.sample(
-        weights.graphdef(),
-        weights.params,
-        latent,
-        clip,
-        sync,
-        text,
-        negative,
-        strength,
-        num_steps=steps,
-        guided=strength >= 1,
-    )
+    given = (clip, sync, text)
+    guided = sampling.guided(weights.params, *given, negative, strength)
+    rows = guided if strength >= 1 else sampling.plain(*given)
+    table = solvers.stack([solvers.table("euler", steps)] * len(latent))
+    out = sampling.sample(weights.graphdef(), weights.params, latent, rows, table, steps)
     if name != "sample_unnormalized":
         out = (out - weights.params["latent_mean"]) / weights.params["latent_std"]
     assert relative_error(out, expected[name]) <= 2e-5
