@@ -50,7 +50,7 @@ $(SCORES): | $(B)/weights/$(VARIANT) $(B)/features/held_out/$(PART)
 	    --scenes $(B)/held_out/scenes.json $(if $(filter no_sync,$(VARIANT)),--without_sync) --out $@
 
 test: lint
-	$(RUN) -m pytest -m "not parity"
+	$(RUN) -m pytest -m "not parity" -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

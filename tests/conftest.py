@@ -23,15 +23,18 @@ from mmaudio_jax.demo.stand_ins import save_stand_ins
 HERE = Path(__file__).parent / "golden"
 jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; the others use the first
 
-# what one test compiles, another, and the processes that it starts, need not compile again
-PROGRAMS = tempfile.mkdtemp(prefix="mmaudio_jax_programs_")
-atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
-for option, value in {"jax_compilation_cache_dir": PROGRAMS, "jax_persistent_cache_min_compile_time_secs": 0.3}.items():
+# what one test compiles, another, the suite's other process, and the processes that tests start, need not compile again
+PROGRAMS, MIN_COMPILE_TIME = "JAX_COMPILATION_CACHE_DIR", "jax_persistent_cache_min_compile_time_secs"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ[PROGRAMS] = tempfile.mkdtemp(prefix="mmaudio_jax_programs_")
+    atexit.register(shutil.rmtree, os.environ[PROGRAMS], ignore_errors=True)
+for option, value in {"jax_compilation_cache_dir": os.environ[PROGRAMS], MIN_COMPILE_TIME: 0.3}.items():
     jax.config.update(option, value)
     os.environ[option.upper()] = str(value)
 # they would take most of the suite's time
 QUICK = "--xla_llvm_disable_expensive_passes=true --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+if QUICK not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 
 def relative_error(a, b) -> float:

@@ -62,11 +62,11 @@ def test_a_seed_gives_the_same_sound_in_any_batch(pipe):
 
 def test_a_length_and_capacity_compile_once_whatever_else_is_asked(pipe):
     plain = Request(prompt="rain", **SHORT)
-    make(pipe, plain, capacity=4)
+    make(pipe, plain, capacity=8)
     count = compiled()
     changes = [{"seed": 3}, {"steps": 7}, {"solver": "midpoint"}, {"solver": "adams_bashforth"}, {"shift": 3.0}]
     changes += [{"cfg_strength": 2.0}, {"cfg_strength": 0.0}, {"negative_prompt": "speech"}]
-    waves = [make(pipe, dataclasses.replace(plain, **change), plain, capacity=4) for change in changes]
+    waves = [make(pipe, dataclasses.replace(plain, **change), plain, capacity=8) for change in changes]
     assert compiled() == count
     for change, (changed, same) in zip(changes, waves, strict=True):
         assert relative_error(changed, same) > 1e-4, change
@@ -110,7 +110,7 @@ def test_guidance_by_video_and_words_apart(pipe, video):
     features = [pipe.features(read_pictures(request), request)]
 
     def sound(features=features, **change):
-        return make(pipe, dataclasses.replace(request, **change), features=features, capacity=4)[0]
+        return make(pipe, dataclasses.replace(request, **change), features=features, capacity=8)[0]
 
     assert dataclasses.replace(request, video_strength=5.0).branches == 3
     whole = sound()
@@ -169,7 +169,7 @@ def test_several_devices_make_the_same_sounds(pipe, small_weights):
     requests = [
         Request(prompt=words, seed=6 + i, **SHORT) for i, words in enumerate(["rain", "a dog barks", "thunder"])
     ]
-    for one, other in zip(make(shared, *requests), make(pipe, *requests), strict=True):
+    for one, other in zip(make(shared, *requests, capacity=8), make(pipe, *requests, capacity=8), strict=True):
         assert relative_error(one, other) < 1e-4
 
 
