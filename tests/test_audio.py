@@ -1,5 +1,7 @@
+import json
 import math
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -98,3 +100,16 @@ def test_only_wav_and_flac_are_written(tmp_path):
     with pytest.raises(UserError, match=r"a\.mp3: sound is written as \.wav or \.flac"):
         audio.write_audio(tmp_path / "a.mp3", np.zeros(10), 16_000)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_title_and_comment_are_kept(tmp_path, suffix):
+    tags = {"title": "Regen – 雨", "comment": json.dumps({"prompt": "雨 🌧 " + "x" * 900}, ensure_ascii=False)}
+    path = tmp_path / f"a{suffix}"
+    audio.write_audio(path, np.zeros(100), 16_000, tags)
+    with soundfile.SoundFile(path) as file:
+        assert (file.title, file.comment, file.frames) == (*tags.values(), 100)
+    with av.open(str(path)) as container:
+        assert {name: container.metadata[name] for name in tags} == tags
+    with pytest.raises(ValueError, match="files keep title and comment, not prompt"):
+        audio.write_audio(path, np.zeros(100), 16_000, {"prompt": "rain"})

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 from jaxtyping import Float
 from scipy import signal
 
+from mmaudio_jax.data.tags import checked
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
@@ -54,8 +56,16 @@ def resample(audio: Float[np.ndarray, " l"], rate: int, new_rate: int) -> Float[
     return signal.resample_poly(audio.astype(np.float64), up, down, window=taps).astype(np.float32)
 
 
-def write_audio(path: str | os.PathLike, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
+def write_audio(
+    path: str | os.PathLike, audio: Float[np.ndarray, " l"], sample_rate: int, tags: Mapping[str, str] | None = None
+) -> None:
     """Writes mono sound as 16-bit .wav or .flac, by the suffix; values beyond ±1 are clipped.
+
+    Args:
+        path: of the result.
+        audio: within ±1.
+        sample_rate: Hz.
+        tags: title and comment of the file: RIFF INFO in .wav, Vorbis comments in .flac.
 
     Raises:
         UserError: another suffix.
@@ -66,4 +76,8 @@ def write_audio(path: str | os.PathLike, audio: Float[np.ndarray, " l"], sample_
         raise UserError(f"{path}: sound is written as {' or '.join(formats)}")
     with atomic_file(path) as temporary:
         clipped = np.clip(np.asarray(audio, np.float32), -1.0, 1.0)
-        soundfile.write(temporary, clipped, sample_rate, subtype="PCM_16", format=formats[suffix])
+        kind = formats[suffix]
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=kind) as file:
+            for name, text in checked(tags).items():
+                setattr(file, name, text)
+            file.write(clipped)
