@@ -158,7 +158,7 @@ def _until(
 
 
 def _timed(packets: Iterator[av.Packet], split: int) -> Iterator[av.Packet]:
-    """Non-empty packets, their ticks split; times that Matroska (decoding) and AVI (showing) leave out are filled in."""
+    """Non-empty packets, their ticks split, and the times that Matroska (decoding) and AVI (showing) leave out."""
     undated: list[av.Packet] = []
     for packet in packets:
         if packet.size == 0:
