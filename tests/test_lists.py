@@ -53,6 +53,36 @@ def test_wavcaps(write):
     assert "id is empty" in bad[0].fault and "caption is ['x'], not text" in bad[1].fault
 
 
+def test_moviegen_as_its_authors_publish_it(write):
+    text = (
+        '{"id": 0, "video_prompt": "A person bites an apple.", "audio_prompt": "juicy crunches.", '
+        '"music_prompt": "A piano piece."}\n{"id": 32, "video_prompt": "A walk.", "audio_prompt": "footsteps."}\n'
+        '{"video_prompt": "A cat.", "audio_prompt": "a purr."}\n{"id": 4, "video_prompt": "x", "audio_prompt": ["a"]}\n'
+    )
+    one, two, *bad = lists.read_list(write(text, "MovieGenAudioBenchSfxMusic.jsonl"))
+    assert (one.id, one.names, one.caption, one.span, one.split) == ("0", ("0",), "juicy crunches.", None, "")
+    assert one.columns == {"video_prompt": "A person bites an apple.", "music_prompt": "A piano piece."}
+    assert (two.line, two.id, two.caption) == (2, "32", "footsteps.")
+    assert "id is empty" in bad[0].fault and "audio_prompt is ['a'], not text" in bad[1].fault
+
+
+def test_moviegen_as_a_folder_of_records(tmp_path, write):
+    write('{\n"video_prompt": "A dog.",\n"audio_prompt": "barking."\n}', "10.jsonl")
+    write('{"id": "other", "audio_prompt": "rain.", "tags": ["x"]}\n', "2.jsonl")
+    write("{", "3.jsonl")
+    write('{"audio_prompt": "a"}\n{"audio_prompt": "b"}\n', "4.jsonl")
+    write('{"caption": "a"}', "5.jsonl")
+    write("", "6.jsonl")
+    write("a film", "10.mp4")
+    one, two, *bad = lists.read_list(tmp_path)
+    assert (one.id, one.names, one.caption, one.columns) == ("10", ("10",), "barking.", {"video_prompt": "A dog."})
+    assert (two.id, two.caption, two.columns) == ("2", "rain.", {})
+    assert [entry.fault.split(" ")[0] for entry in bad] == ["3.jsonl:", "4.jsonl:", "5.jsonl:", "6.jsonl:"]
+    assert "no audio_prompt" in bad[2].fault and all("not one record" in bad[i].fault for i in (0, 1, 3))
+    (single,) = lists.read_list(write('{"id": "7", "audio_prompt": "wind."}', "7.jsonl"))
+    assert (single.id, single.caption) == ("7", "wind.")
+
+
 def test_the_published_tables(write):
     (one,) = lists.read_list(write("id\tlabel\nabc_000001\train on tin\n"))
     assert (one.names, one.caption, one.id, one.split) == (("abc_000001",), "rain on tin", "abc_000001", "")
@@ -93,6 +123,8 @@ def test_what_is_no_list_is_one_sentence(write, content, message):
 def test_what_is_no_text_is_one_sentence(write, tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         lists.read_list(tmp_path / "nowhere.csv")
+    with pytest.raises(UserError, match="is a folder without .jsonl files and no list of a known kind; it may be"):
+        lists.read_list(tmp_path)
     with pytest.raises(UserError, match="cannot be read as text in UTF-8"):
         lists.read_captions(write("file,caption\na,ä\n", encoding="latin-1"))
 

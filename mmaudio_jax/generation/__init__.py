@@ -1,1 +1,1 @@
-"""Sounds in batches: what is asked for, row by row, and what is written of it."""
+"""Batch generation: sounds for many videos, pictures and words, none made twice."""

@@ -25,7 +25,8 @@ START_COLUMNS, END_COLUMNS = ("start_time", "start"), ("end_time", "end")
 KINDS = (
     "a table with the columns video_path, start_time, end_time and caption; VGGSound's CSV (youtube id, start, label, "
     "train or test, without a header); AudioCaps' CSV (audiocap_id, youtube_id, start_time, caption); WavCaps' JSON "
-    '({"data": [{"id": …, "caption": …}]}); or a table with id and label or caption'
+    '({"data": [{"id": …, "caption": …}]}); MovieGen Audio Bench\'s JSON lines ({"id": …, "audio_prompt": …}), or a '
+    "folder of ID.jsonl with one such record each; or a table with id and label or caption"
 )
 
 Record = Mapping[str, Any]
@@ -59,12 +60,16 @@ class Entry:
 
 
 def read_list(path: Path) -> list[Entry]:
-    """Reads a list of clips.
+    """Reads a list of clips: a file, or of MovieGen Audio Bench a folder with a file for each.
 
     Raises:
         UserError: the file cannot be read, or is of no known kind.
     """
+    if path.is_dir():
+        return _entries(enumerate(_record_files(path), 1), _moviegen_file)
     text = _text(path)
+    if _is_moviegen(text):
+        return _entries(_json_lines(path, text), _moviegen)
     if text.lstrip().startswith("{"):
         return _entries(enumerate(_json_records(path, text), 1), _wavcaps)
     header, rows = _table(path, text)
@@ -197,6 +202,31 @@ def _wavcaps(line: int, record: Record) -> Entry:
     )
 
 
+def _is_moviegen(text: str) -> bool:
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and "audio_prompt" in first
+
+
+def _moviegen(line: int, record: Record) -> Entry:
+    """The sound's prompt is the caption; those of the picture and of music are columns."""
+    id = _value(record, "id")
+    return Entry(line, (id,), _caption(record, "audio_prompt"), id, columns=_rest(record, "id", "audio_prompt"))
+
+
+def _moviegen_file(line: int, file: Path) -> Entry:
+    """A record in a file of its own, which has the name of the video."""
+    try:
+        record = json.loads(_text(file))
+    except (UserError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name}: not one record in JSON ({error})") from None
+    if not isinstance(record, dict) or "audio_prompt" not in record:
+        raise ValueError(f"{file.name}: no audio_prompt in it")
+    return _moviegen(line, {**record, "id": file.stem})
+
+
 def _published(line: int, record: Record) -> Entry:
     said = "caption" if "caption" in record else "label"
     id = _value(record, "id")
@@ -265,6 +295,13 @@ def _text(path: Path) -> str:
         raise UserError(f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text in UTF-8 ({error})") from None
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """The .jsonl files of a folder."""
+    if files := sorted(file for file in folder.iterdir() if file.suffix == ".jsonl"):
+        return files
+    raise UserError(f"{folder} is a folder without .jsonl files and no list of a known kind; it may be {KINDS}")
 
 
 def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
