@@ -145,14 +145,16 @@ def memory(compiled) -> float:
     ) / GIB
 
 
-def sampler_arguments(config: MMAudioConfig, params: trees.Params, batch_size: int, dtype) -> tuple:
+def sampler_arguments(
+    config: MMAudioConfig, params: trees.Params, batch_size: int, dtype, *, guided: bool = True
+) -> tuple:
     """Arguments of `sampling.sample` for `batch_size` sounds of `SECONDS`."""
     length = lengths(SECONDS, mode_of(config.latent_dim))
     text = (config.text_len, config.text_dim)
     shapes = ((length.clip, config.clip_dim), (length.sync, config.sync_dim), text, text)
     features = [jnp.ones((batch_size, *shape)) for shape in shapes]
     x0 = sampling.initial_noise(range(batch_size), length.latent, config.latent_dim)
-    rows = sampling.guided(params, *features, GUIDANCE)
+    rows = sampling.guided(params, *features, GUIDANCE) if guided else sampling.plain(*features[:3])
     table = solvers.stack([solvers.table("euler", STEPS)] * batch_size)
     return definition(config, dtype=dtype), params, x0, rows, table, STEPS
 

@@ -5,7 +5,8 @@ however often a device computes it.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,15 +42,18 @@ def of_gradient(
     def objective(trained, frozen, batch, key):
         return loss(trees.merge(graphdef, {**frozen, **trained}), batch, key)[0]
 
-    arguments = (dict(trained), dict(frozen), dict(batch))
+    return of(jax.grad(objective), dict(trained), dict(frozen), dict(batch), jax.eval_shape(jax.random.key, 0))
+
+
+def of(function: Callable, *arguments: Any) -> float:
+    """Of a function of arrays, for arguments of these shapes; counted as `of_gradient` says, a loop's body once."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
     try:
         cpu = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return float("nan")
     with jax.default_device(cpu):
-        lowered = jax.jit(jax.grad(objective)).lower(*shapes, jax.eval_shape(jax.random.key, 0))
-    return lowered.cost_analysis()["flops"]
+        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
 
 
 def peak(dtype, precision: str) -> float:
