@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -33,8 +33,12 @@ from mmaudio_jax.sequence import (
     lengths,
 )
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+WORKERS = min(8, CORES)  # processes that decode, if nothing else is said
 THREADS = min(4, os.cpu_count() or 1)  # that decode where there are no processes for it
 SHORT = ("skip", "pad")  # what may become of clips that are too short
+
+Item, Read = TypeVar("Item"), TypeVar("Read")
 
 
 class Media(NamedTuple):
@@ -166,28 +170,28 @@ def _held(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray,
 
 @contextlib.contextmanager
 def read_ahead(
-    clips: Iterable[Clip], read: Callable[[Clip], Media], workers: int
-) -> Iterator[Iterator[tuple[Clip, "Future[Media]"]]]:
-    """Yields the clips in order, each with what becomes of reading it; twice as many as `workers` are read meanwhile.
+    items: Iterable[Item], read: Callable[[Item], Read], workers: int
+) -> Iterator[Iterator[tuple[Item, "Future[Read]"]]]:
+    """Yields the items in order, each with what becomes of reading it; twice as many as `workers` are read meanwhile.
 
     Args:
-        clips: what is to be read.
+        items: what is to be read.
         read: reads one; it and what it gives travel between processes.
-        workers: processes that read. A decoder that ends its process costs that clip alone, its result being a
-            UserError. 0: threads of this process read, which is faster for a few clips, and end with a decoder.
+        workers: processes that read. A decoder that ends its process costs that item alone, its result being a
+            UserError. 0: threads of this process read, which is faster for a few, and end with a decoder.
     """
     with contextlib.ExitStack() as stack:
         if workers:
             read = stack.enter_context(_processes(read))
         pool = ThreadPoolExecutor(workers or THREADS, thread_name_prefix="decode")
         stack.callback(pool.shutdown, cancel_futures=True)
-        yield _submit_ahead(clips, functools.partial(pool.submit, read), 2 * (workers or THREADS))
+        yield _submit_ahead(items, functools.partial(pool.submit, read), 2 * (workers or THREADS))
 
 
-def _submit_ahead(clips: Iterable[Clip], submit: Callable, ahead: int) -> Iterator[tuple[Clip, "Future[Media]"]]:
-    waiting: collections.deque[tuple[Clip, Future[Media]]] = collections.deque()
-    for clip in clips:
-        waiting.append((clip, submit(clip)))
+def _submit_ahead(items: Iterable[Item], submit: Callable, ahead: int) -> Iterator[tuple[Item, "Future[Read]"]]:
+    waiting: collections.deque[tuple[Item, Future[Read]]] = collections.deque()
+    for item in items:
+        waiting.append((item, submit(item)))
         if len(waiting) > ahead:
             yield waiting.popleft()
     while waiting:
@@ -195,20 +199,20 @@ def _submit_ahead(clips: Iterable[Clip], submit: Callable, ahead: int) -> Iterat
 
 
 @contextlib.contextmanager
-def _processes(read: Callable[[Clip], Media]) -> Iterator[Callable[[Clip], Media]]:
-    """`read` in a process of the calling thread's own: if that ends, it is known which clip it was at."""
+def _processes(read: Callable[[Item], Read]) -> Iterator[Callable[[Item], Read]]:
+    """`read` in a process of the calling thread's own: if that ends, it is known which item it was at."""
     local, pools = threading.local(), []
     spawn = multiprocessing.get_context("spawn")
 
-    def call(clip: Clip) -> Media:
+    def call(item: Item) -> Read:
         if getattr(local, "pool", None) is None:
             local.pool = ProcessPoolExecutor(1, spawn, initializer=_begin)
             pools.append(local.pool)
         try:
-            return local.pool.submit(read, clip).result()
+            return local.pool.submit(read, item).result()
         except BrokenProcessPool:
             local.pool = None
-            raise UserError(f"{clip.video}: its decoder crashed") from None
+            raise UserError("its decoder crashed") from None
 
     try:
         yield call

@@ -5,12 +5,14 @@ Every process sees the devices of all; process 0 alone prints and writes logs.
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 
+from mmaudio_jax.data.part import PartName
 from mmaudio_jax.errors import UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -85,6 +87,21 @@ def share() -> tuple[int, int]:
     if tasks > 1 and (own := environ.get("JAX_LOCAL_DEVICE_IDS", environ.get("SLURM_LOCALID"))):
         jax.config.update("jax_cuda_visible_devices", own)
     return element * tasks + task, elements * tasks
+
+
+def part_name(shard: str | None) -> PartName:
+    """The part that `I/N` asks for; without it, the one that the environment says, as of `share`.
+
+    Raises:
+        UserError: it is no such pair.
+    """
+    if shard is None:
+        return PartName(*share())
+    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", shard)
+    name = PartName(int(found[1]), int(found[2])) if found else None
+    if name is None or name.index >= name.count:
+        raise UserError(f"--shard is {shard!r}; it must be I/N with I from 0 to N - 1: 0/4, 1/4, 2/4 and 3/4")
+    return name
 
 
 def is_main() -> bool:

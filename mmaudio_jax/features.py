@@ -6,37 +6,17 @@ command goes on; of a set that is there, it makes what is new or has changed.
 """
 
 import argparse
-import os
-import re
 
 import jax
 
 from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.clips import read_clips
-from mmaudio_jax.data.part import DTYPES, PartName
-from mmaudio_jax.decoding import SHORT
+from mmaudio_jax.data.part import DTYPES
+from mmaudio_jax.decoding import SHORT, WORKERS
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.extraction import extract
 from mmaudio_jax.sequence import MIN_DURATION, MODES
-
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
-WORKERS = min(8, CORES)
-
-
-def part_name(shard: str | None) -> PartName:
-    """The part that `I/N` asks for; without it, the one that the environment says.
-
-    Raises:
-        UserError: it is no such pair.
-    """
-    if shard is None:
-        return PartName(*distributed.share())
-    found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", shard)
-    name = PartName(int(found[1]), int(found[2])) if found else None
-    if name is None or name.index >= name.count:
-        raise UserError(f"--shard is {shard!r}; it must be I/N with I from 0 to N - 1: 0/4, 1/4, 2/4 and 3/4")
-    return name
 
 
 @errors.main
@@ -66,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; it must be at least 0")
-    name = part_name(getattr(args, "shard", None))
+    name = distributed.part_name(getattr(args, "shard", None))
     encoders = Encoders(
         args.weights,
         dtype=numerics.compute_dtype(args.compute_dtype),

@@ -10,7 +10,7 @@ from conftest import HERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmaudio_jax.data.captions import CONTEXT_LENGTH, END, START, clean, count_tokens, tokenize
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, END, START, clean, count_tokens, cut, tokenize
 
 LONG = "water splashing " * 100
 
@@ -83,3 +83,11 @@ def test_needs_no_network_and_says_nothing():
     """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout.strip(), result.stderr) == ("[49406, 320, 1929, 32676, 49407]", "")
+
+
+def test_a_caption_that_does_not_fit_is_cut_where_the_ids_are():
+    caption = "Thunder, and a dröhnendes 😀 rain on the tin roof. " * 8
+    read, rest = cut(caption)
+    assert read + rest == clean(caption) and rest
+    np.testing.assert_array_equal(tokenize([read]), tokenize([caption]))
+    assert cut(read) is None and cut("") is None

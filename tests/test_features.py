@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from mmaudio_jax import features
+from mmaudio_jax import distributed, features
 from mmaudio_jax.data import mel
 from mmaudio_jax.data.captions import tokenize
 from mmaudio_jax.data.media import read_audio, read_frames
@@ -188,7 +188,7 @@ def test_the_environment_says_which_part_it_is(environment, share, monkeypatch):
         monkeypatch.setenv(name, str(value))
     if isinstance(share, str):
         with pytest.raises(UserError, match=share):
-            features.part_name(None)
+            distributed.part_name(None)
     else:
-        assert features.part_name(None) == share
-        assert features.part_name("1/5") == (1, 5)
+        assert distributed.part_name(None) == share
+        assert distributed.part_name("1/5") == (1, 5)

@@ -49,7 +49,7 @@ def test_what_cannot_be_read_is_a_remark(folder, monkeypatch):
 
 
 def test_a_folder_without_media_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"no video or sound is in .*looked for \.3gp"):
+    with pytest.raises(UserError, match=r"no media file is in .*looked for \.3gp"):
         MediaFolder(tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
         MediaFolder(tmp_path / "nowhere")

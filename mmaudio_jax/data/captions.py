@@ -42,6 +42,16 @@ def count_tokens(caption: str) -> int:
     return len(_encode(caption))
 
 
+def cut(caption: str) -> tuple[str, str] | None:
+    """What CLIP reads of a caption that does not fit, and what it does not; None if all of it fits."""
+    text = clean(caption)
+    encoded = _tokenizer()(text, return_offsets_mapping=True)
+    if len(encoded["input_ids"]) <= CONTEXT_LENGTH:
+        return None
+    _, end = encoded["offset_mapping"][CONTEXT_LENGTH - 2]  # then comes the end
+    return text[:end], text[end:]
+
+
 def _encode(caption: str) -> list[int]:
     return _tokenizer()(clean(caption))["input_ids"]
 

@@ -1,14 +1,15 @@
-"""The videos and sounds of a folder, and which of them a name means."""
+"""The media files of a folder, and which of them a name means."""
 
 import os
 import posixpath
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mmaudio_jax.errors import UserError
 
 VIDEO = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+IMAGE = frozenset(".avif .bmp .jpeg .jpg .png .tif .tiff .webp".split())
 AUDIO = frozenset(".aac .aif .aiff .flac .m4a .mp3 .oga .ogg .opus .wav .wma".split())
 
 
@@ -21,8 +22,8 @@ class MediaFolder:
         remarks: what could not be looked at, a sentence each.
     """
 
-    def __init__(self, root: str | os.PathLike):
-        """Looks through the folder.
+    def __init__(self, root: str | os.PathLike, suffixes: Collection[str] = VIDEO | AUDIO):
+        """Looks through the folder for files with these suffixes.
 
         Raises:
             UserError: it is no folder that can be read, or no media file is in it.
@@ -32,6 +33,7 @@ class MediaFolder:
             raise UserError(f"there is no folder {root}")
         self.remarks: list[str] = []
         self._links: list[str] = []
+        self._suffixes = suffixes
         self._unnamed = 0
         self.names = sorted(self._walk(""))
         if self._links:
@@ -43,7 +45,7 @@ class MediaFolder:
             self.remarks.append(f"{self._unnamed} file(s) have names that are not in UTF-8; rename them to use them")
         if not self.names:
             hindered = "".join(f"; {remark}" for remark in self.remarks)
-            raise UserError(f"no video or sound is in {root} (looked for {' '.join(sorted(VIDEO | AUDIO))}){hindered}")
+            raise UserError(f"no media file is in {root} (looked for {' '.join(sorted(suffixes))}){hindered}")
         self._paths = {unicodedata.normalize("NFC", name): name for name in self.names}
         self._called: dict[str, list[str]] = {}
         for path, name in self._paths.items():
@@ -64,7 +66,7 @@ class MediaFolder:
             if entry.name.startswith("."):
                 continue
             name = posixpath.join(folder, entry.name)
-            media = posixpath.splitext(entry.name)[1].lower() in VIDEO | AUDIO
+            media = posixpath.splitext(entry.name)[1].lower() in self._suffixes
             if entry.is_symlink():
                 if media or entry.is_dir():
                     self._links.append(name)

@@ -93,13 +93,7 @@ def read_captions(path: Path) -> list[Entry]:
     Raises:
         UserError: the file cannot be read, or has no such columns.
     """
-    text = _text(path)
-    if text.lstrip().startswith("{"):
-        records = list(_json_lines(path, text))
-        header = list(dict.fromkeys(key for _, record in records for key in record))
-    else:
-        header, rows = _table(path, text)
-        records = _records(path, header, rows)
+    header, records = read_records(path)
     chosen = [next((name for name in names if name in header), None) for names in (FILE_COLUMNS, CAPTION_COLUMNS)]
     if None in chosen:
         raise UserError(
@@ -125,6 +119,20 @@ def read_captions(path: Path) -> list[Entry]:
         )
 
     return _entries(records, entry)
+
+
+def read_records(path: Path) -> tuple[list[str], list[tuple[int, Record]]]:
+    """The columns and the numbered rows of a TSV, a CSV, or JSON lines; which it is, is told from the content.
+
+    Raises:
+        UserError: the file cannot be read, or is none of them.
+    """
+    text = _text(path)
+    if text.lstrip().startswith("{"):
+        records = list(_json_lines(path, text))
+        return list(dict.fromkeys(key for _, record in records for key in record)), records
+    header, rows = _table(path, text)
+    return header, _records(path, header, rows)
 
 
 def clean(text: str) -> str:
