@@ -5,11 +5,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmaudio_jax import errors, numerics
+import jax
+
+from mmaudio_jax import distributed, errors, numerics
+from mmaudio_jax.data.part import PartName
 from mmaudio_jax.decoding import WORKERS
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.generation import loudness, names, rows, run, tasks
-from mmaudio_jax.generation.outputs import FORMATS, Outputs
+from mmaudio_jax.generation import names, rows, run, tasks
+from mmaudio_jax.generation.outputs import FORMATS, LOUDNESS, Outputs
 from mmaudio_jax.request import Request, parse_adapters
 from mmaudio_jax.solvers import SOLVERS
 
@@ -53,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     result("--name", default=argparse.SUPPRESS, help=f"{name_help} (default: {{id}}, or {{id}}_{{seed}} of several)")
     result("--samples", type=int, default=1, help="sounds of each row")
     result("--format", choices=FORMATS, default="wav", help="of the sound file")
-    result("--loudness", choices=loudness.KINDS, default="none", help="as it comes, peak −1 dBFS, or −23 LUFS")
+    result("--loudness", choices=LOUDNESS, default="none", help="as it comes, peak −1 dBFS, or −23 LUFS")
     video = parser.add_mutually_exclusive_group().add_argument
     video("--no_video", action="store_true", help="write no videos")
     video("--encode_video", action="store_true", help="encode the picture as H.264 instead of copying it")
@@ -69,9 +72,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     machine("--dtype", choices=numerics.DTYPES, default="auto", help="compute dtype; auto: by the device")
     machine("--matmul_precision", choices=numerics.PRECISIONS, default="default", help="of matrix products")
     shard_help = "make part I of N, from 0 (by default as SLURM says, or all)"
-    machine("--shard", metavar="I/N", default=argparse.SUPPRESS, help=shard_help)
+    machine("--shard", metavar="I/N", help=shard_help)
     machine("--cache", type=Path, help="folder that keeps features of videos, for other prompts and seeds")
-    machine("--compilation_cache", type=Path, default=COMPILED, help="folder that keeps compiled programs")
+    compiled_help = f"folder that keeps compiled programs (by default as JAX is told, or {COMPILED})"
+    machine("--compilation_cache", type=Path, help=compiled_help)
     args = parser.parse_args(arguments)
     for name, least in (("samples", 1), ("batch_size", 1), ("workers", 0)):
         if getattr(args, name) < least:
@@ -83,8 +87,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return args
 
 
-def asked_for(args: argparse.Namespace) -> list[tasks.Task | tasks.Failure]:
-    """All sounds that the command line asks for.
+def asked_for(args: argparse.Namespace, part: PartName) -> list[tasks.Task | tasks.Failure]:
+    """The sounds that the command line asks this process for.
 
     Raises:
         UserError: a flag has no possible value, or files cannot be read as what they are given for.
@@ -103,22 +107,17 @@ def asked_for(args: argparse.Namespace) -> list[tasks.Task | tasks.Failure]:
     if not (args.inputs or args.video or args.rows or args.list):
         found = rows.rows_of_words(defaults)
     template = names.Template(getattr(args, "name", "{id}" if args.samples == 1 else "{id}_{seed}"))
-    return tasks.tasks_of(found, template, args.samples)
+    return tasks.tasks_of(found, template, args.samples, part)
 
 
 @errors.main
 def main() -> None:
     """Makes the sounds."""
     args = parse_arguments()
-    asked = asked_for(args)
-
-    import jax
-
-    from mmaudio_jax import distributed
-
-    part = distributed.part_name(getattr(args, "shard", None))
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(args.compilation_cache))
+    part = distributed.part_name(args.shard)
+    asked = asked_for(args, part)
+    if args.compilation_cache or jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(args.compilation_cache or COMPILED))
     settings = run.Settings(
         weights=args.weights,
         model=args.model,

@@ -16,15 +16,27 @@ SHEET = 4  # frames a side of a contact sheet
 LINEAR_BELOW = 1000.0  # Hz: the axis is linear up to here and logarithmic above, as the mel scale is
 
 
-def save_spectrogram(path: str | os.PathLike, audio: Float[np.ndarray, " l"], sample_rate: int) -> None:
-    """Writes a PNG of the waveform and the spectrogram, in dB below the loudest, over seconds and Hz."""
+def save_spectrogram(
+    path: str | os.PathLike,
+    audio: Float[np.ndarray, " l"],
+    sample_rate: int,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a PNG of the waveform and the spectrogram, in dB below the loudest, over seconds and Hz.
+
+    Args:
+        path: of the PNG.
+        audio: at least one window long.
+        sample_rate: Hz.
+        tags: texts that the file keeps, by name.
+    """
     figure, save = _figure(10, 5, 120)
     wave, image = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3])
     _draw_wave(wave, audio, sample_rate)
     mesh = _draw_spectrogram(image, audio, sample_rate)
     image.set_xlabel("seconds")
     figure.colorbar(mesh, ax=image, label="dB below the loudest", pad=0.01)
-    save(path)
+    save(path, tags)
 
 
 def save_comparison(
@@ -112,9 +124,9 @@ def _figure(width: float, height: float, dpi: int):
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     canvas = FigureCanvasAgg(figure)
 
-    def save(path):
+    def save(path, tags=None):
         with atomic_file(path) as temporary:
-            canvas.print_png(temporary)
+            canvas.print_png(temporary, metadata=tags)
 
     return figure, save
 

@@ -54,9 +54,8 @@ class Template:
             try:
                 check_id(part)
             except ValueError as error:
-                raise ValueError(
-                    f"its results would be called {name!r}: {str(error).removeprefix('the id ')}"
-                ) from None
+                reason = str(error).removeprefix("the id ")
+                raise ValueError(f"its results would be called {name!r}: {reason}") from None
         return name
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it loads the networks' code
     from mmaudio_jax.pipeline import Sound
 
 FORMATS = ("wav", "flac")
+LOUDNESS = ("none", "peak", "lufs")  # that `loudness.normalise` knows
 VIDEOS = ("copy", "encode", "none")
 
 
@@ -37,7 +38,7 @@ class Outputs:
         video: what becomes of the picture of a video, of `VIDEOS`.
         picture: whether there is a spectrogram.
         latents: whether the latent is kept.
-        loudness: of `loudness.normalise`.
+        loudness: of `LOUDNESS`.
     """
 
     format: str = "wav"

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmaudio_jax.data.part import WHOLE, PartName
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.names import Template, check_distinct, words
 from mmaudio_jax.generation.rows import Row
@@ -48,17 +50,20 @@ class Failure:
         }
 
 
-def tasks_of(rows: Sequence[Row], template: Template, samples: int) -> list[Task | Failure]:
-    """The sounds of all rows, `samples` of each, their seeds counting up.
+def tasks_of(rows: Sequence[Row], template: Template, samples: int = 1, part: PartName = WHOLE) -> list[Task | Failure]:
+    """The sounds of the rows that a process of several makes, `samples` of each, their seeds counting up.
+
+    Rows take turns among the processes.
 
     Raises:
         UserError: two of them would be called the same.
     """
-    found: list[Task | Failure] = []
+    found: list[list[Task | Failure]] = []
     for number, row in enumerate(rows, 1):
         if row.request is None:
-            found += [Failure(row, row.id, row.fault)] * samples
+            found.append([Failure(row, row.id, row.fault)] * samples)
             continue
+        found.append([])
         source = row.request.video or row.request.image
         for sample in range(samples):
             try:
@@ -71,11 +76,11 @@ def tasks_of(rows: Sequence[Row], template: Template, samples: int) -> list[Task
                     sample=sample,
                     seed=request.seed,
                 )
-                found.append(Task(row, name, request))
+                found[-1].append(Task(row, name, request))
             except (UserError, ValueError) as error:
-                found.append(Failure(row, row.id, str(error)))
-    check_distinct((task.name, task.row.where) for task in found if isinstance(task, Task))
-    return found
+                found[-1].append(Failure(row, row.id, str(error)))
+    check_distinct((one.name, one.row.where) for ones in found for one in ones if isinstance(one, Task))
+    return list(itertools.chain(*found[part.index :: part.count]))
 
 
 def task_key(request: Request, provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
