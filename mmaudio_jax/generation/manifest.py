@@ -83,7 +83,7 @@ class Manifest(contextlib.AbstractContextManager):
         with self._stack:
             listed = {name for line in self._own.values() for name in _files(line)}
             claims = self._claims.read_text(encoding="utf-8").splitlines() if self._claims.exists() else []
-            if listed.issuperset(claims):
+            if not any((self.folder / name).exists() for name in set(claims) - listed):
                 shutil.rmtree(self._work)
         with contextlib.suppress(OSError):  # there is something in it
             self.folder.rmdir()

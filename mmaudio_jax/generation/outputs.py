@@ -85,7 +85,7 @@ class Outputs:
         if "spectrogram" in files:
             plots.save_spectrogram(files["spectrogram"], wave, rate, tags)
         if "latent" in files:
-            safetensors.numpy.save_file({"latent": sound.latent}, files["latent"], tags)
+            files["latent"].write_bytes(safetensors.numpy.save({"latent": sound.latent}, tags))
         return Written(files, record | {"loudness": self.loudness, "checks": checks}, warnings)
 
 

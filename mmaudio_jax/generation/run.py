@@ -131,7 +131,7 @@ class _Run:
 
     def _fail(self, task: Task | Failure, reason: str) -> None:
         self.failed.append(Failure(task.row, task.name, reason))
-        tqdm.tqdm.write(f"error: {task.row.where}: {reason}", file=sys.stderr)
+        tqdm.tqdm.write(f"error: {_about(task, reason)}", file=sys.stderr)
 
     # Before anything is made
 
@@ -187,7 +187,7 @@ class _Run:
                     continue
                 if request.duration < asked.duration - ROUNDING:
                     there = f"{request.duration:.2f} s, not {asked.duration:g} s"
-                    warn(f"{task.row.where}: {asked.video} has {there}; its sound is as short")
+                    warn(_about(task, f"{asked.video} has {there}; its sound is as short"))
                 yield dataclasses.replace(task, request=request)
 
     def _workers(self, tasks: Sequence[Task]) -> int:
@@ -293,6 +293,11 @@ class _Run:
         """Ends the run if the disk is full, as all that follows would fail as well."""
         if errors.FULL in str(error):
             raise OSError(errno.ENOSPC, errors.FULL, str(self.settings.out)) from None
+
+
+def _about(task: Task | Failure, message: str) -> str:
+    """A message that says which row it is about."""
+    return message if task.row.where in message else f"{task.row.where}: {message}"
 
 
 def _result(future: Future) -> Any:
