@@ -142,9 +142,10 @@ def test_a_disk_that_fills_leaves_no_half_line(tmp_path, monkeypatch):
                 raise OSError(28, "No space left on device")
             return super().write(data[:room])
 
-    monkeypatch.setattr(Path, "open", lambda path, mode, buffering=-1: Full(path, mode[0]))
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Full(path, "a"))
     with pytest.raises(OSError, match="No space left"):
         manifest._append(path, "x" * 100)
+    monkeypatch.undo()
     assert path.read_text() == "whole\n"
 
 
