@@ -11,8 +11,8 @@ from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.part import PartName
 from mmaudio_jax.decoding import WORKERS
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.generation import names, rows, run, tasks
-from mmaudio_jax.generation.outputs import FORMATS, LOUDNESS, Outputs
+from mmaudio_jax.generation import loudness, names, rows, run, tasks
+from mmaudio_jax.generation.outputs import FORMATS, Outputs
 from mmaudio_jax.request import Request, parse_adapters
 from mmaudio_jax.solvers import SOLVERS
 
@@ -56,7 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     result("--name", default=argparse.SUPPRESS, help=f"{name_help} (default: {{id}}, or {{id}}_{{seed}} of several)")
     result("--samples", type=int, default=1, help="sounds of each row")
     result("--format", choices=FORMATS, default="wav", help="of the sound file")
-    result("--loudness", choices=LOUDNESS, default="none", help="as it comes, peak −1 dBFS, or −23 LUFS")
+    result("--loudness", choices=loudness.HOWS, default="none", help="as it comes, peak −1 dBFS, or −23 LUFS")
     video = parser.add_mutually_exclusive_group().add_argument
     video("--no_video", action="store_true", help="write no videos")
     video("--encode_video", action="store_true", help="encode the picture as H.264 instead of copying it")

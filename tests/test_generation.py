@@ -1,4 +1,4 @@
-"""sample.py end to end, on small networks and rendered clips: what it makes, what it makes again, and what it refuses."""
+"""sample.py end to end, on small networks and rendered clips: what it makes, makes again, and refuses."""
 
 import json
 import os

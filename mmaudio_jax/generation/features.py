@@ -60,7 +60,7 @@ class FeatureCache:
 
     def keep(self, key: str, features: Mapping[str, np.ndarray]) -> None:
         """Writes features to their file."""
-        if self._folder is not None and key:
+        if self._folder is not None:
             with atomic_file(self._file(key)) as temporary:
                 temporary.write_bytes(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in features.items()}))
 
@@ -123,7 +123,7 @@ class FeatureReader:
         return self._heard[1]._replace(**self._seen[1])
 
     def _look(self, request: Request, key: str, pictures: Callable[[], Pictures | None]) -> dict[str, np.ndarray]:
-        found = self._cache.find(key)
+        found = self._cache.find(key) if key else {}
         if found is None:
             decoded = pictures() or read_pictures(request)  # where a file of the cache is damaged
             silent = dataclasses.replace(request, prompt="", negative_prompt="")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # it loads the networks' code
     from mmaudio_jax.pipeline import Sound
 
 FORMATS = ("wav", "flac")
-LOUDNESS = ("none", "peak", "lufs")  # that `loudness.normalise` knows
 VIDEOS = ("copy", "encode", "none")
 
 
@@ -38,7 +37,7 @@ class Outputs:
         video: what becomes of the picture of a video, of `VIDEOS`.
         picture: whether there is a spectrogram.
         latents: whether the latent is kept.
-        loudness: of `LOUDNESS`.
+        loudness: of `loudness.HOWS`.
     """
 
     format: str = "wav"
@@ -69,9 +68,9 @@ class Outputs:
         request, rate = sound.request, sound.rate
         if not np.isfinite(sound.audio).all():
             raise UserError("the sound is not finite; another seed, or less guidance, may give one that is")
-        wave = loudness.normalise(sound.audio, rate, self.loudness)
+        wave, gain, remark = loudness.normalise(sound.audio, rate, self.loudness)
         checks = quality.inspect(wave, rate, round(request.duration * rate))
-        warnings, record = list(checks["warnings"]), record_of(sound)
+        warnings, record = [*checks["warnings"], *([remark] if remark else [])], record_of(sound)
         comment = json.dumps(record, ensure_ascii=False)
         tags = {"title": request.prompt, "comment": comment}
         files = self.files(folder, "sound", request)
@@ -86,7 +85,9 @@ class Outputs:
             plots.save_spectrogram(files["spectrogram"], wave, rate, tags)
         if "latent" in files:
             files["latent"].write_bytes(safetensors.numpy.save({"latent": sound.latent}, tags))
-        return Written(files, record | {"loudness": self.loudness, "checks": checks}, warnings)
+        return Written(
+            files, record | {"loudness": self.loudness, "gain_db": round(gain, 2), "checks": checks}, warnings
+        )
 
 
 def record_of(sound: "Sound") -> dict[str, Any]:
