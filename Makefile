@@ -60,10 +60,11 @@ lint: $(VENV)/installed
 parity: $(VENV)/installed
 	$(RUN) -m pytest -m parity tests/parity
 
-# A small training run and a small extraction, killed again and again at random moments, against ones that were not.
+# A small training run, a small extraction and a batch of sounds, killed again and again at random moments.
 soak: $(VENV)/installed
 	$(RUN) tests/soak.py
 	$(RUN) tests/soak_features.py
+	$(RUN) tests/soak_generation.py
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed")'

@@ -85,9 +85,8 @@ class Outputs:
             plots.save_spectrogram(files["spectrogram"], wave, rate, tags)
         if "latent" in files:
             files["latent"].write_bytes(safetensors.numpy.save({"latent": sound.latent}, tags))
-        return Written(
-            files, record | {"loudness": self.loudness, "gain_db": round(gain, 2), "checks": checks}, warnings
-        )
+        about = {"loudness": self.loudness, "gain_db": round(gain, 2), "checks": checks}
+        return Written(files, record | about, warnings)
 
 
 def record_of(sound: "Sound") -> dict[str, Any]:
