@@ -76,7 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     machine("--cache", type=Path, help="folder that keeps features of videos, for other prompts and seeds")
     compiled_help = f"folder that keeps compiled programs (by default as JAX is told, or {COMPILED})"
     machine("--compilation_cache", type=Path, help=compiled_help)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     for name, least in (("samples", 1), ("batch_size", 1), ("workers", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be at least {least}")

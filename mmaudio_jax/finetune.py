@@ -300,17 +300,14 @@ def choose_sounds(args: argparse.Namespace, folder: Folder, features: StoredFeat
 
 
 def listen(args: argparse.Namespace, folder: Folder, ids: Sequence[str], adapter: Path | None) -> None:
-    """Sounds of those clips, always from the same seeds, by the base or with an adapter; whole or again."""
+    """Sounds of those clips, always from the same seeds, by the base or with an adapter."""
     if not ids:
         return
     out = folder.after if adapter else folder.before
     command = ["sample.py", "--weights", str(args.weights), "--model", args.model]
     command += ["--adapter", str(adapter)] if adapter else []
     command += ["--clips", str(folder.sounds), "--root", str(args.folder), "--duration", f"{args.duration:g}"]
-    command += ["--out", str(out), "--overwrite"]
-    inputs = [folder.sounds, args.weights / args.model / "metadata.json", *([folder.metrics] if adapter else [])]
-    if code := once(folder, command, [out / f"{id}.mp4" for id in ids], inputs):
-        sys.exit(code)
+    must([*command, "--out", str(out)])
 
 
 def train(args: argparse.Namespace, folder: Folder, features: StoredFeatures, settings: Mapping[str, str]) -> None:

@@ -31,10 +31,12 @@ def test_a_job_that_was_told_to_stop_is_queued_again(tmp_path, code, again):
     assert ("scontrol: requeue 12\n" in printed) == again
 
 
-def test_an_element_of_an_array_extracts(tmp_path):
-    stub = 'echo "$@"'
-    returned, printed = launch("features.sbatch", tmp_path, "--out", "a b", python_of_the_test=stub)
-    assert (returned, printed) == (0, "-m mmaudio_jax.features --workers 8 --out a b\n")
+@pytest.mark.parametrize(
+    ("script", "command"), [("features.sbatch", "-m mmaudio_jax.features"), ("generate.sbatch", "sample.py")]
+)
+def test_an_element_of_an_array_makes_its_part(tmp_path, script, command):
+    returned, printed = launch(script, tmp_path, "--out", "a b", python_of_the_test='echo "$@"')
+    assert (returned, printed) == (0, f"{command} --workers 8 --out a b\n")
 
 
 def test_a_process_of_several_machines_is_told_its_place(tmp_path):
