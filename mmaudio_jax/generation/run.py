@@ -93,6 +93,7 @@ class _Run:
         self.failed: list[Failure] = []
         self.made: list[Task] = []
         self.remarkable = 0  # sounds with a warning
+        self._said: set[str] = set()
         self._writing: collections.deque[tuple[Task, Future[list[str]]]] = collections.deque()
 
     def run(self, asked: Sequence[Task | Failure]) -> None:
@@ -131,7 +132,14 @@ class _Run:
 
     def _fail(self, task: Task | Failure, reason: str) -> None:
         self.failed.append(Failure(task.row, task.name, reason))
-        tqdm.tqdm.write(f"error: {_about(task, reason)}", file=sys.stderr)
+        self._say(task, "error", reason)
+
+    def _say(self, task: Task | Failure, kind: str, message: str) -> None:
+        """Tells of a row, once for all of its samples."""
+        about = message if task.row.where in message else f"{task.row.where}: {message}"
+        if about not in self._said:
+            self._said.add(about)
+            tqdm.tqdm.write(f"{kind}: {about}", file=sys.stderr)
 
     # Before anything is made
 
@@ -179,7 +187,8 @@ class _Run:
             for task, (asked, future) in zip(tasks, ahead, strict=True):
                 if cut := captions.cut(asked.prompt):
                     read, rest = (text.strip() for text in cut)
-                    warn(f"{task.row.where}: CLIP reads the prompt up to “…{read[-AROUND:]}”, not “{rest[:AROUND]}…”")
+                    cut_at = f"up to “…{read[-AROUND:]}”, not “{rest[:AROUND]}…”"
+                    self._say(task, "warning", f"CLIP reads the prompt {cut_at}")
                 try:
                     request = _result(future)
                 except UserError as error:
@@ -187,7 +196,7 @@ class _Run:
                     continue
                 if request.duration < asked.duration - ROUNDING:
                     there = f"{request.duration:.2f} s, not {asked.duration:g} s"
-                    warn(_about(task, f"{asked.video} has {there}; its sound is as short"))
+                    self._say(task, "warning", f"{asked.video} has {there}; its sound is as short")
                 yield dataclasses.replace(task, request=request)
 
     def _workers(self, tasks: Sequence[Task]) -> int:
@@ -286,18 +295,13 @@ class _Run:
             self.made.append(task)
             if warnings:
                 self.remarkable += 1
-                warn(f"{task.row.where}: {'; '.join(warnings)}")
+                self._say(task, "warning", f"{task.name}: {'; '.join(warnings)}")
         self.bar.update()
 
     def _must_go_on(self, error: Exception) -> None:
         """Ends the run if the disk is full, as all that follows would fail as well."""
         if errors.FULL in str(error):
             raise OSError(errno.ENOSPC, errors.FULL, str(self.settings.out)) from None
-
-
-def _about(task: Task | Failure, message: str) -> str:
-    """A message that says which row it is about."""
-    return message if task.row.where in message else f"{task.row.where}: {message}"
 
 
 def _result(future: Future) -> Any:
