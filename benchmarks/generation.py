@@ -32,12 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from media_files import write_media
-from mmaudio_jax.generation.outputs import Outputs
 from random_networks import save_random_weights
 
 from mmaudio_jax import flops, numerics, sampling, trees, weights
 from mmaudio_jax.decoding import read_pictures
 from mmaudio_jax.encoders import FRAMES, SEGMENTS, Encoders
+from mmaudio_jax.generation.outputs import Outputs
 from mmaudio_jax.models import bigvgan, clip, mmaudio, synchformer, vae
 from mmaudio_jax.pipeline import Features, Sound
 from mmaudio_jax.request import Request

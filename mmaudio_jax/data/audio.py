@@ -1,5 +1,6 @@
 """Sound as arrays: peak normalisation, resampling, and sound files."""
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -74,10 +75,10 @@ def write_audio(
     suffix = Path(path).suffix.lower()
     if suffix not in formats:
         raise UserError(f"{path}: sound is written as {' or '.join(formats)}")
+    encoded = io.BytesIO()  # libsndfile tells nothing of a full disk
+    with soundfile.SoundFile(encoded, "w", sample_rate, channels=1, subtype="PCM_16", format=formats[suffix]) as file:
+        for name, text in checked(tags).items():
+            setattr(file, name, text)
+        file.write(np.clip(np.asarray(audio, np.float32), -1.0, 1.0))
     with atomic_file(path) as temporary:
-        clipped = np.clip(np.asarray(audio, np.float32), -1.0, 1.0)
-        kind = formats[suffix]
-        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format=kind) as file:
-            for name, text in checked(tags).items():
-                setattr(file, name, text)
-            file.write(clipped)
+        temporary.write_bytes(encoded.getbuffer())
