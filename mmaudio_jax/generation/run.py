@@ -92,7 +92,7 @@ class _Run:
         self.settings, self.manifest = settings, manifest
         self.failed: list[Failure] = []
         self.made: list[Task] = []
-        self.remarkable = 0  # sounds with a warning
+        self.warned = 0  # sounds with a warning
         self._said: set[str] = set()
         self._writing: collections.deque[tuple[Task, Future[list[str]]]] = collections.deque()
 
@@ -123,8 +123,8 @@ class _Run:
             print(*self._files(task).values())
         before = f", {finished} of them from before" if finished else ""
         print(f"{len(self.made) + finished} sound(s) are in {self.settings.out}{before}")
-        if self.remarkable:
-            warn(f"{self.remarkable} of the {len(self.made)} made now are remarkable, as was said of each")
+        if self.warned:
+            warn(f"{self.warned} of the {len(self.made)} sounds made now came with a warning, see above")
         if self.failed:
             raise UserError(
                 f"{len(self.made) + finished} of {total} made; {len(self.failed)} failed, see {self.manifest.failed}"
@@ -294,7 +294,7 @@ class _Run:
         else:
             self.made.append(task)
             if warnings:
-                self.remarkable += 1
+                self.warned += 1
                 self._say(task, "warning", f"{task.name}: {'; '.join(warnings)}")
         self.bar.update()
 
