@@ -186,7 +186,7 @@ def test_files_of_others_are_kept_unless_asked(run, videos, tmp_path):
     video = videos / "scene_00000.mp4"
     before = video.read_bytes()
     code, _, error = run(video, "--out", videos, "--overwrite")
-    assert code == 1 and "scene_00000.mp4 is the video itself" in error and video.read_bytes() == before
+    assert code == 1 and "scene_00000.mp4 is one of the videos themselves" in error and video.read_bytes() == before
 
 
 def test_folders_pictures_samples_and_settings(run, tmp_path):

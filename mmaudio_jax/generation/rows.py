@@ -18,7 +18,7 @@ Fields = Mapping[str, Any]  # of a Request
 Warn = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """One thing to make sound for.
 

@@ -8,7 +8,7 @@ import dataclasses
 import errno
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from mmaudio_jax.generation.features import FeatureCache, FeatureReader, read_it
 from mmaudio_jax.generation.manifest import Manifest
 from mmaudio_jax.generation.outputs import Outputs
 from mmaudio_jax.generation.tasks import Failure, Task, task_key
-from mmaudio_jax.request import AdapterUse
+from mmaudio_jax.request import AdapterUse, Request
 from mmaudio_jax.sequence import ROUNDING
 
 if TYPE_CHECKING:  # it loads the networks' code
@@ -103,8 +103,9 @@ class _Run:
                 self._fail(one, one.reason)
         tasks = list(self._identified([one for one in asked if isinstance(one, Task)]))
         finished = self.manifest.finished({task.name: task.key for task in tasks})
-        todo = [task for task in tasks if task.name not in finished]
-        todo = list(self._fitted([task for task in todo if self._has_place(task)]))
+        sources = {task.source.resolve() for task in tasks if task.source}
+        todo = [task for task in tasks if task.name not in finished and self._has_place(task, sources)]
+        todo = list(self._fitted(todo))
         with tqdm.tqdm(
             total=len(asked),
             initial=len(finished) + len(self.failed),
@@ -115,7 +116,7 @@ class _Run:
         ) as self.bar:
             if todo:
                 self._make(todo)
-        self.manifest.write_failed([failure.columns for failure in self.failed])
+        self.manifest.write_failed([failure.columns for failure in dict.fromkeys(self.failed)])
         self._tell(len(asked), len(finished))
 
     def _tell(self, total: int, finished: int) -> None:
@@ -169,12 +170,11 @@ class _Run:
     def _files(self, task: Task) -> dict[str, Path]:
         return self.settings.outputs.files(self.settings.out, task.name, task.request)
 
-    def _has_place(self, task: Task) -> bool:
+    def _has_place(self, task: Task, sources: Collection[Path]) -> bool:
         """Whether its files may be written; if not, the task has failed."""
-        source = task.request.video or task.request.image
         for path in self._files(task).values():
-            if source and path.resolve() == source.resolve():
-                self._fail(task, f"{path} is the video itself; choose another --out")
+            if path.resolve() in sources:
+                self._fail(task, f"{path} is one of the videos themselves; choose another --out")
                 return False
             if path.exists() and not self.settings.overwrite and not self.manifest.owns(path):
                 self._fail(task, f"{path} exists already; choose another --out or --name, or give --overwrite")
@@ -183,10 +183,11 @@ class _Run:
 
     def _fitted(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """The tasks as their videos allow."""
-        with read_ahead([task.request for task in tasks], fitted, self._workers(tasks)) as ahead:
+        requests = [task.request for task in tasks]
+        with read_ahead(requests, fitted, self._workers(requests)) as ahead:
             for task, (asked, future) in zip(tasks, ahead, strict=True):
-                if cut := captions.cut(asked.prompt):
-                    read, rest = (text.strip() for text in cut)
+                for prompt in filter(None, map(captions.cut, (asked.prompt, asked.negative_prompt))):
+                    read, rest = (text.strip() for text in prompt)
                     cut_at = f"up to “…{read[-AROUND:]}”, not “{rest[:AROUND]}…”"
                     self._say(task, "warning", f"CLIP reads the prompt {cut_at}")
                 try:
@@ -199,9 +200,9 @@ class _Run:
                     self._say(task, "warning", f"{asked.video} has {there}; its sound is as short")
                 yield dataclasses.replace(task, request=request)
 
-    def _workers(self, tasks: Sequence[Task]) -> int:
+    def _workers(self, requests: Sequence[Request | None]) -> int:
         """Processes that decode: for a single video, starting one takes longer than decoding."""
-        videos = {task.request.video or task.request.image for task in tasks} - {None}
+        videos = {request.video or request.image for request in requests if request} - {None}
         return min(self.settings.workers, len(videos)) if len(videos) > 1 else 0
 
     # Making
@@ -226,7 +227,7 @@ class _Run:
         running: tuple[list[Task], Generated] | None = None
         with (
             ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
-            read_ahead(features.items, read_item, self._workers(tasks)) as ahead,
+            read_ahead(features.items, read_item, self._workers(features.items)) as ahead,
         ):
             try:
                 for batch in batches:
@@ -287,8 +288,8 @@ class _Run:
         """What became of the sound that has been written, or waited to be, for the longest time."""
         task, future = self._writing.popleft()
         try:
-            warnings = future.result()
-        except (UserError, OSError) as error:
+            warnings = _result(future)
+        except UserError as error:
             self._must_go_on(error)
             self._fail(task, str(error))
         else:
@@ -305,7 +306,7 @@ class _Run:
 
 
 def _result(future: Future) -> Any:
-    """What a process has read; whatever else than a UserError a decoder raises becomes one."""
+    """What became of one sound alone; whatever else than a UserError a decoder or an encoder raises becomes one."""
     error = future.exception()
     if error is None or isinstance(error, UserError):
         return future.result()

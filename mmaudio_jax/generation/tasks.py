@@ -33,6 +33,11 @@ class Task:
     request: Request
     key: str = ""
 
+    @property
+    def source(self) -> Path | None:
+        """Its video or picture, if it has one."""
+        return self.request.video or self.request.image
+
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
