@@ -185,6 +185,10 @@ def test_files_of_others_are_kept_unless_asked(run, videos, tmp_path):
     assert len(soundfile.read(out / "rain.wav")[0]) == LENGTH and not (out / "failed.tsv").exists()
     video = videos / "scene_00000.mp4"
     before = video.read_bytes()
+    (tmp_path / "row.tsv").write_text("id\tvideo\nscene_00000\tscene_00001.mp4\nelse\tscene_00000.mp4\n")
+    code, _, error = run("--rows", tmp_path / "row.tsv", "--root", videos, "--out", videos, "--overwrite", "--start", 9)
+    assert code == 1 and "scene_00000.mp4 is one of the videos themselves" in error
+    (videos / "failed.tsv").unlink()
     code, _, error = run(video, "--out", videos, "--overwrite")
     assert code == 1 and "scene_00000.mp4 is one of the videos themselves" in error and video.read_bytes() == before
 
@@ -200,10 +204,29 @@ def test_folders_pictures_samples_and_settings(run, tmp_path):
     assert "short.mp4 has 0.80 s, not 1 s; its sound is as short" in error and "4 sound(s) are in" in said
     made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"manifest.jsonl"}
     kinds = ("flac", "safetensors")
+    assert not any(line["use_clip"] for line in lines(out).values())
     assert made == {f"{seed}/{id}.{kind}" for seed in (5, 6) for id in ("below/short", "still") for kind in kinds}
     assert len(soundfile.read(out / "5/below/short.flac")[0]) == 12_800
     with safetensors.safe_open(out / "5/still.safetensors", "numpy") as file:
         assert file.get_tensor("latent").shape == (32, 20) and json.loads(file.metadata()["comment"])["seed"] == 5
+
+
+def test_a_part_of_a_video_encoded_and_as_loud_as_asked(run, videos, tmp_path):
+    out = tmp_path / "out"
+    flags = ["--start", 0.2, "--encode_video", "--loudness", "lufs", "--no_picture"]
+    code, _, error = run(videos / "scene_00000.mp4", "--out", out, "--prompt", "a ball", *flags)
+    line = lines(out)["scene_00000"]
+    assert code == 0 and line["start"] == 0.2 and line["files"].keys() == {"sound", "video"}, error
+    assert line["loudness"] == "lufs" and line["checks"]["loudness_lufs"] == pytest.approx(-23, abs=0.2)
+    wave, _ = soundfile.read(out / "scene_00000.wav")
+    assert np.abs(wave).max() == pytest.approx(line["checks"]["peak"], abs=1e-3) and line["gain_db"] < 0
+    with av.open(str(out / "scene_00000.mp4")) as made, av.open(str(videos / "scene_00000.mp4")) as source:
+        packets = [{bytes(packet) for packet in file.demux(video=0) if packet.size} for file in (made, source)]
+    assert len(packets[0]) == 25 and not packets[0] & packets[1]
+    assert run(videos / "scene_00000.mp4", "--out", out, "--prompt", "a ball", *flags[2:], "--no_video")[0] == 2
+    assert run(videos / "scene_00000.mp4", "--out", out, "--prompt", "a ball", "--no_picture")[0] == 0
+    with av.open(str(out / "scene_00000.mp4")) as made:  # made again with other settings: copied
+        assert {bytes(packet) for packet in made.demux(video=0) if packet.size} <= packets[1]
 
 
 def test_a_video_is_looked_at_once_and_its_features_are_kept(run, videos, tmp_path, monkeypatch):
@@ -298,18 +321,22 @@ def test_a_disk_that_fills_ends_the_run_and_a_restart_goes_on(run, tmp_path, mon
 
 
 def test_a_sound_that_cannot_be_written_costs_itself_alone(run, tmp_path, monkeypatch):
-    write_table(tmp_path / "rows.tsv", [{"id": name, "prompt": name} for name in ("one", "two")])
+    write_table(tmp_path / "rows.tsv", [{"id": name, "prompt": name} for name in ("one", "two", "three")])
     write = outputs.Outputs.write
 
     def broken(self, sound, folder):
         if sound.request.prompt == "one":
             sound.audio[3] = np.nan
+        if sound.request.prompt == "two":
+            raise KeyError("what a library raises")
         return write(self, sound, folder)
 
     monkeypatch.setattr(outputs.Outputs, "write", broken)
-    code, _, error = run("--rows", tmp_path / "rows.tsv", "--out", tmp_path / "out", "--no_picture")
-    assert code == 1 and "row 2: the sound is not finite" in error and "1 of 2 made; 1 failed" in error
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["failed.tsv", "manifest.jsonl", "two.wav"]
+    code, _, error = run("--rows", tmp_path / "rows.tsv", "--out", tmp_path / "out", "--no_picture", "--samples", 2)
+    assert code == 1 and "row 2: the sound is not finite" in error and "2 of 6 made; 4 failed" in error
+    assert "row 3: KeyError: 'what a library raises'" in error and error.count("row 3") == 1
+    names = ["failed.tsv", "manifest.jsonl", "three_0.wav", "three_1.wav"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_too_little_memory_is_one_sentence(run, tmp_path, monkeypatch):
@@ -322,11 +349,14 @@ def test_too_little_memory_is_one_sentence(run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_all_local_devices_share_a_batch(run, tmp_path, monkeypatch):
+def test_all_local_devices_share_a_batch_and_programs_are_kept(run, tmp_path, monkeypatch):
     told = {}
     monkeypatch.setattr(pipeline.Pipeline, "from_pretrained", lambda *_, **given: told.update(given) or 1 / 0)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: told.update({name: value}))
+    flags = ["--dtype", "bfloat16", "--matmul_precision", "high", "--compilation_cache", "programs"]
     with pytest.raises(ZeroDivisionError):
-        run("--prompt", "rain", "--out", tmp_path / "out", "--dtype", "bfloat16", "--matmul_precision", "high")
+        run("--prompt", "rain", "--out", tmp_path / "out", *flags)
+    assert told.pop("jax_compilation_cache_dir") == "programs"
     assert told == {"dtype": "bfloat16", "precision": "high", "devices": jax.devices()[:1]}
 
 

@@ -150,6 +150,10 @@ def test_lists_as_they_are_published(folder):
     assert (one.id, one.request) == ("7", Request(**DEFAULTS | {"prompt": "A dog barks"})) and two.id == "8"
     one, _ = rows.rows_of_list(audiocaps, folder / "vgg", DEFAULTS, lambda _: None)
     assert one.request.video == folder / "vgg/abc_000030.mp4"
+    moviegen = folder / "moviegen.jsonl"
+    moviegen.write_text('{"id": "abc_000030", "audio_prompt": "a dog barks"}\n')
+    (one,) = rows.rows_of_list(moviegen, folder / "vgg", DEFAULTS, lambda _: None)
+    assert (one.request.video, one.request.prompt) == (folder / "vgg/abc_000030.mp4", "a dog barks")
     (folder / "vgg" / "abc_000030.mp4").rename(folder / "vgg" / "abc_000030.wav")
     one, _ = rows.rows_of_list(audiocaps, folder / "vgg", DEFAULTS, lambda _: None)
     assert one.fault.endswith("abc_000030.wav: sound without a picture")
