@@ -50,14 +50,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     adapter_help = "training run, RUN@best, RUN@STEP, each with *WEIGHT from 0 to 1; several with commas, or repeated"
     asked("--adapter", action="append", default=[], metavar="RUN", help=adapter_help)
 
-    result = parser.add_argument_group("results").add_argument
+    results = parser.add_argument_group("results")
+    result, video = results.add_argument, results.add_mutually_exclusive_group().add_argument
     result("--out", type=Path, default=Path("out"), help="folder of the results")
     name_help = f"template of their names, with {', '.join(f'{{{field}}}' for field in names.FIELDS)}"
     result("--name", default=argparse.SUPPRESS, help=f"{name_help} (default: {{id}}, or {{id}}_{{seed}} of several)")
     result("--samples", type=int, default=1, help="sounds of each row")
     result("--format", choices=FORMATS, default="wav", help="of the sound file")
     result("--loudness", choices=loudness.HOWS, default="none", help="as it comes, peak −1 dBFS, or −23 LUFS")
-    video = parser.add_mutually_exclusive_group().add_argument
     video("--no_video", action="store_true", help="write no videos")
     video("--encode_video", action="store_true", help="encode the picture as H.264 instead of copying it")
     result("--no_picture", action="store_true", help="write no spectrograms")
