@@ -41,6 +41,7 @@ def to_tensordict(features: StoredFeatures, out: Path) -> None:
         shapes = {name: (len(features), *features.metadata.shapes[name]) for name in names}
         maps = {name: np.memmap(tensordict.file_of(folder, name), "<f4", "w+", shape=shapes[name]) for name in names}
         for i in tqdm.trange(len(features), unit=" examples", disable=None):
+            features.check_example(i)
             example = features[i]
             if fault := _fault(example, has_video):
                 raise UserError(
@@ -69,7 +70,7 @@ def to_records(features: StoredFeatures, out: Path) -> None:
     with FeatureWriter(out, metadata.mode, metadata.duration, metadata.shapes, metadata.encoders) as writer:
         rows = zip(features.ids, features.captions, features.table.rows, strict=True)
         for i, (id, caption, row) in enumerate(tqdm.tqdm(rows, total=len(features), unit=" examples", disable=None)):
-            features[i]  # whoever reads it checks it, and says which one is damaged
+            features.check_example(i)
             writer.append({"id": id, "caption": caption} | _provenance(row), features.read(i))
 
 

@@ -28,8 +28,9 @@ from mmaudio_jax.data import part
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.example import Metadata, check_arrays
-from mmaudio_jax.data.part import WHOLE, PartName, PartWriter, Records
+from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
+from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Row, read_table, write_table
 from mmaudio_jax.decoding import Media, read_ahead, read_media
 from mmaudio_jax.encoders import Encoders

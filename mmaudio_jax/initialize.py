@@ -27,6 +27,7 @@ def latent_statistics(features: FeatureSet) -> tuple[Float[np.ndarray, " z"], Fl
     """Mean and unbiased standard deviation of each channel of the posterior means, over all frames but padding."""
     statistics = ChannelStatistics()
     for i in tqdm.trange(len(features), desc="latent statistics", unit=" examples", delay=2, disable=None):
+        features.check_example(i)
         example = features[i]
         statistics.add(example["mean"][: example["latents"]])
     return statistics.mean, statistics.std

@@ -105,23 +105,25 @@ def test_a_batch_may_be_larger_than_the_set(features):
     assert batch["latents"].tolist() == [SHAPES["mean"][0]] * 3 and batch["latents"].dtype == np.int32
 
 
-def damage(features, folder):
-    """A copy of the set in whose record of example 7 one bit is another."""
+def damage(features, folder, what):
+    """A copy of the set in whose record of example 7 one bit is another, `what` bytes from its values."""
     records = shutil.copytree(features.path, folder) / FIRST_SHARD
     raw = bytearray(records.read_bytes())
-    raw[raw.index(np.full(64, 8, np.float32).tobytes())] ^= 1
+    raw[raw.index(np.full(64, 8, np.float32).tobytes()) + what] ^= 1
     records.write_bytes(raw)
     return open_features(folder)
 
 
 def test_a_check_finds_the_damaged_example_before_a_run_does(features, tmp_path):
     features.check()
+    damaged = damage(features, tmp_path / "damaged", 0)
     with pytest.raises(UserError, match=r"damaged at row 9 of clips.tsv \(id 'clip7'\)"):
-        damage(features, tmp_path / "damaged").check()
+        damaged.check()
+    damaged[7]  # a run that has checked its examples reads them without their hash
 
 
 def test_workers_change_nothing_and_their_error_is_the_same_sentence(features, tmp_path):
-    damaged = damage(features, tmp_path / "damaged")
+    damaged = damage(features, tmp_path / "damaged", -1)
     args = dict(batch_size=2, seed=3, start=2)
     expected = take(training_batches(features, range(COUNT), **args), 9)
     healthy = next(i for i, batch in enumerate(expected) if 7 in which(batch))

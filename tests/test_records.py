@@ -98,9 +98,9 @@ def test_a_damaged_example_is_refused_when_written_and_when_read(name, fault, me
         monkeypatch.setattr("mmaudio_jax.data.part.check_arrays", lambda *_: None)
         writer.append({"id": "bad", "caption": "a"}, bad)
     features = open_features(tmp_path / "set")
-    features[0]
+    features.check([0])
     with pytest.raises(UserError, match=rf"set is damaged at row 3 of clips.tsv \(id 'bad'\): {message}"):
-        features[1]
+        features.check()
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
@@ -219,7 +219,7 @@ def write_part(folder, name, rows, dtype="float32", clips="", duration=1.0):
 
 def test_a_set_is_its_parts_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setattr(part, "SHARD_BYTES", 2 * len(part.pack(arrays(0), "float32")) + 999)  # two records a shard
-    monkeypatch.setattr(part, "OPEN_SHARDS", 1)
+    monkeypatch.setattr("mmaudio_jax.data.shard.OPEN_SHARDS", 1)
     for index, rows in enumerate([range(5), [], range(5, 8)]):
         write_part(tmp_path, PartName(index, 3), rows)
     assert len(list(tmp_path.glob("part-00000-of-00003/*.array_record"))) == 3
@@ -380,7 +380,7 @@ def test_a_damaged_tensordict_folder_is_one_sentence(published):
     raw[-1] = np.inf
     raw.tofile(folder / "sync_features.memmap")
     with pytest.raises(UserError, match=r"row 4 of vgg-example.tsv \(id 'vgg-example_2'\): sync_f .*not finite"):
-        open_features(folder)[2]
+        open_features(folder).check()
     (folder / "sync_features.memmap").unlink()
     with pytest.raises(UserError, match="sync_features.memmap is missing"):
         open_features(folder)

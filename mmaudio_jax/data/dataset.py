@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mmaudio_jax.data.example import Example, FeatureSet
+from mmaudio_jax.data.memory import Memory
 from mmaudio_jax.data.split import told_sides
 from mmaudio_jax.errors import UserError
 
@@ -100,11 +101,12 @@ class _ReadBatch:
 
     def __init__(self, read: _Read, size: int):
         self._read, self._size = read, size
+        self._memory = Memory(BATCHES_AHEAD)
 
     def __call__(self, k: int) -> Batch:
         first = int(k) * self._size
         example = self._read(first)
-        batch = {name: np.empty((self._size, *value.shape), value.dtype) for name, value in example.items()}
+        batch = {name: self._memory.empty((self._size, *v.shape), v.dtype) for name, v in example.items()}
 
         def place(i: int, example: Example) -> None:
             for name, value in example.items():

@@ -1,6 +1,7 @@
 """The feature example: what one clip becomes, what must hold of it, and what a set of them offers."""
 
 import abc
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,23 +119,31 @@ class FeatureSet(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> Example:
-        """The example, checked; absent conditions are zeros with has_video or has_text false, absent latents all.
+        """The example; absent conditions are zeros with has_video or has_text false, absent latents all.
 
         Raises:
-            UserError: the example is damaged (names set, row, id and array).
+            UserError: it cannot be read, or its arrays are not those of the set (names set, row, id and array).
+        """
+
+    @abc.abstractmethod
+    def check_example(self, index: int) -> None:
+        """Looks at what reading each time would take too long for: the values, and the hash, if one was kept.
+
+        Raises:
+            UserError: the example is damaged, as of `__getitem__`.
         """
 
     def check(self, indices: Sequence[int] | None = None) -> None:
         """Reads these examples, or all, once, so that a run need not stop for a damaged one in its middle.
 
         Raises:
-            UserError: as of `__getitem__`, for the first damaged example.
+            UserError: as of `check_example`, for the first damaged example.
         """
         indices = range(len(self)) if indices is None else indices
         for index in tqdm.tqdm(
             indices, desc=f"checking {self.path}", unit=" examples", delay=2, leave=False, disable=None
         ):
-            self[index]
+            self.check_example(index)
 
     @property
     @abc.abstractmethod
@@ -190,22 +199,37 @@ class StoredFeatures(FeatureSet):
     def __getitem__(self, index: int) -> Example:
         """As of `FeatureSet`."""
         index = range(len(self))[index]
-        try:
+        with self._naming(index):
             arrays = self.read(index)
-            check_arrays(arrays, self.metadata.shapes)
-        except ValueError as error:
-            raise UserError(
-                f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
-                f"{self.table_name(index)} (id {self.ids[index]!r}): {error}; extract that clip again or leave it out"
-            ) from None
+            check_shapes(arrays, self.metadata.shapes)
         zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
         latents = np.int32(arrays.get("latents", self.metadata.shapes["mean"][0]))
         has_video, has_text = np.bool_("clip_f" in arrays), np.bool_("text_f" in arrays)
         return arrays | zeros | {"has_video": has_video, "has_text": has_text, "latents": latents}
 
+    def check_example(self, index: int) -> None:
+        """As of `FeatureSet`."""
+        with self._naming(index):
+            check_arrays(self.read_guarded(index), self.metadata.shapes)
+
+    @contextlib.contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Raises a UserError that names the example for a ValueError within."""
+        try:
+            yield
+        except ValueError as error:
+            raise UserError(
+                f"the feature set {self.path} is damaged at row {self.table.lines[index]} of "
+                f"{self.table_name(index)} (id {self.ids[index]!r}): {error}; extract that clip again or leave it out"
+            ) from None
+
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:
         """The arrays that are stored for one example, without what it lacks; a ValueError if they cannot be read."""
+
+    def read_guarded(self, index: int) -> dict[str, np.ndarray]:
+        """As of `read`, also a ValueError if they are not those that a hash was kept of, where one was."""
+        return self.read(index)
 
     def files(self) -> Iterator[tuple[range, str | None]]:
         """The examples of each file in turn, and what is wrong with it by the hash that was kept, if one was."""

@@ -90,6 +90,11 @@ class Mixture(FeatureSet):
         place, within = self.locate(range(len(self))[index])
         return self.sets[place][within] | {"set": np.int32(place)}
 
+    def check_example(self, index: int) -> None:
+        """As of its set."""
+        place, within = self.locate(index)
+        self.sets[place].check_example(within)
+
     def locate(self, index: int) -> tuple[int, int]:
         """(which of the sets an example is in, its index there)."""
         place = int(self.places[index])

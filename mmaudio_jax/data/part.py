@@ -9,17 +9,17 @@ part-00000-of-00002/
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from jaxtyping import UInt8
 
 from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
 from mmaudio_jax.data.table import Row, write_table
@@ -30,7 +30,6 @@ METADATA, TABLE, FAILED = "metadata.json", "clips.tsv", "failed.tsv"
 DTYPES = ("float32", "bfloat16")  # that conditions are stored in
 STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype(np.int32)}
 SHARD_BYTES = 256 * 2**20  # of records in a shard at most; one that is larger has a shard of its own
-OPEN_SHARDS = 128  # at a time: a system allows a process some thousand open files
 
 
 class PartName(NamedTuple):
@@ -62,7 +61,7 @@ def pack(arrays: Mapping[str, np.ndarray], dtype: str) -> bytes:
     return safetensors.numpy.save({k: np.asarray(v, kinds.get(k), order="C") for k, v in arrays.items()})
 
 
-def unpack(record: bytes) -> dict[str, np.ndarray]:
+def unpack(record: bytes | UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """The arrays of a record, in float32 whatever they are stored in; `latents` is int32.
 
     Those that are stored as they are given are views of the record: safetensors' own reader would copy each.
@@ -71,12 +70,13 @@ def unpack(record: bytes) -> dict[str, np.ndarray]:
         ValueError: it is damaged.
     """
     try:
-        begin = 8 + int.from_bytes(record[:8], "little")
-        header = json.loads(record[8:begin])
+        data = memoryview(record)
+        begin = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:begin].tobytes())
         stored = {name: (about["dtype"], *about["data_offsets"], about["shape"]) for name, about in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its record holds no arrays ({type(error).__name__}: {error})") from None
-    arrays, data = {}, memoryview(record)[begin:]
+    arrays, data = {}, data[begin:]
     for name, (dtype, first, last, shape) in stored.items():
         if dtype not in STORED:
             raise ValueError(f"{name} is stored as {dtype}")
@@ -241,51 +241,6 @@ class PartWriter(contextlib.AbstractContextManager):
         file = self._folder / _shard_name(len(self._shards))
         self._shards.append(Shard(file.name, self._count, file.stat().st_size, _sha256(file)))
         self._writer, self._count, self._bytes = None, 0, 0
-
-
-class Records:
-    """The records of shards one after another; few files are open at a time, and none in a pickled copy."""
-
-    def __init__(self, shards: Sequence[tuple[Path, int]]):
-        """Opens nothing yet.
-
-        Args:
-            shards: (file, how many records it has).
-        """
-        self._files = [file for file, _ in shards]
-        self._ends = np.cumsum([count for _, count in shards])
-        self.__setstate__(self.__dict__)
-
-    def file(self, index: int) -> Path:
-        """The file that a record is in."""
-        return self._files[int(np.searchsorted(self._ends, index, side="right"))]
-
-    def __getitem__(self, index: int) -> bytes:
-        """One record; several threads may read at once.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        try:
-            return self._reader(self._files[shard]).read([index - first])[0]
-        except (RuntimeError, IndexError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"its record in {self._files[shard].name} cannot be read ({reason})") from None
-
-    def __getstate__(self):
-        return {"_files": self._files, "_ends": self._ends}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _reader=functools.lru_cache(maxsize=OPEN_SHARDS)(_reader))
-
-
-def _reader(file: Path):
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    # without read-ahead the reader is made for random access
-    return ArrayRecordReader(str(file), "readahead_buffer_size:0", file_reader_buffer_size=1 << 15)
 
 
 def _shard_name(index: int) -> str:

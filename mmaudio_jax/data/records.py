@@ -14,7 +14,8 @@ import tqdm
 
 from mmaudio_jax.data import part
 from mmaudio_jax.data.example import Metadata, StoredFeatures
-from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter, Records
+from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter
+from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Table, read_table
 from mmaudio_jax.data.tensordict import TensorDictFeatures
 from mmaudio_jax.errors import UserError
@@ -120,6 +121,10 @@ class RecordFeatures(StoredFeatures):
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Reads one record; several threads may read at once."""
         return part.unpack(self._records[index])
+
+    def read_guarded(self, index: int) -> dict[str, np.ndarray]:
+        """As of `StoredFeatures`, by the hash in the shard."""
+        return part.unpack(self._records.guarded(index))
 
     def files(self) -> Iterator[tuple[range, str | None]]:
         """As of `StoredFeatures`, by size and SHA-256."""

@@ -99,6 +99,7 @@ def main() -> None:
     args = parser.parse_args()
     features = open_features(args.features)
     index = find(features, args.id)
+    features.check_example(index)
     example = features[index]
     clip = None
     if args.root:
