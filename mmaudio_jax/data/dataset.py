@@ -21,7 +21,7 @@ from mmaudio_jax.data.memory import Memory
 from mmaudio_jax.data.split import told_sides
 from mmaudio_jax.errors import UserError
 
-READ_THREADS = 4
+READ_THREADS = 4  # each an equal share of a batch
 BATCHES_AHEAD = 2
 WORKER_BUFFER = 4  # examples a worker holds ready in shared memory
 
@@ -104,17 +104,20 @@ class _ReadBatch:
         self._memory = Memory(BATCHES_AHEAD)
 
     def __call__(self, k: int) -> Batch:
-        first = int(k) * self._size
-        example = self._read(first)
+        start = int(k) * self._size
+        example = self._read(start)
         batch = {name: self._memory.empty((self._size, *v.shape), v.dtype) for name, v in example.items()}
 
         def place(i: int, example: Example) -> None:
             for name, value in example.items():
                 batch[name][i] = value
 
-        place(0, example)
+        def place_some(first: int) -> None:
+            for i in range(first, self._size, READ_THREADS):
+                place(i, self._read(start + i))
+
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            for _ in pool.map(lambda i: place(i, self._read(first + i)), range(1, self._size)):
+            for _ in pool.map(place_some, range(READ_THREADS)):
                 pass
         return batch
 
