@@ -113,6 +113,11 @@ class Encoders:
         self._mesh = sharding.make_mesh(sharding.MeshConfig(0, 1), devices) if len(devices) > 1 else None
         self._vaes: dict[str, Network] = {}
 
+    @property
+    def numerics(self) -> str:
+        """What features depend on besides weights: compute dtype, precision of products and the kind of device."""
+        return f"{jnp.dtype(self._dtype)}, {self._precision or 'default'}, {jax.local_devices()[0].device_kind}"
+
     @functools.cached_property
     def clip(self) -> Network:
         """The image and text encoder."""

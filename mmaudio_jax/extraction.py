@@ -1,8 +1,8 @@
 """Clips to a part of a feature set, so that nothing that is done is done again.
 
-While a part is being made, `.part-00000-of-00001.work` in the set's folder holds
+While a part is being made, its maker holds `.part-00000-of-00001.lock` in the set's folder, which stays, and
+`.part-00000-of-00001.work` there holds
 
-    lock       whose holder makes the part
     records/   what is done: a record a clip, named by all that decides it
     new/       the part as it is put together from them, and from the part that is there already
     old/       that part, for the moment between two renames
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
 KEY = "record_key"  # column of a part's clips.tsv
+PADDED = "-padded"  # ends the name of a record that `--short skip` would not have made
 LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
 
 
@@ -86,20 +87,25 @@ def extract(
     block = [clips[i] for i in name.block(len(clips))]
     with _work(out, name) as work:
         old = _Old(out / str(name), metadata)
-        settings = {**dataclasses.asdict(metadata), "short": short}
-        keys = {clip.id: old.known(record_key(clip, settings)) for clip in block}
-        done = {file.stem for file in (work / "records").iterdir()}.union(old.keys)
-        todo = [clip for clip in block if keys[clip.id] not in done]
+        settings = {**dataclasses.asdict(metadata), "numerics": encoders.numerics}
+        _hand_over(old, clips, out, name, settings)
+        names = [*old.keys, *(file.stem for file in (work / "records").iterdir())]
+        done = _by_key(name for name in names if short == "pad" or not name.endswith(PADDED))
+        wanted = {clip.id: record_key(clip, settings) for clip in block}
+        keys = {id: done.get(key, key) for id, key in wanted.items()}
+        todo = [clip for clip in block if wanted[clip.id] not in done]
         read = functools.partial(read_media, mode=mode, duration=duration, short=short)
 
         def keep(clip: Clip, arrays: Mapping[str, np.ndarray]) -> None:
+            if arrays["latents"] < metadata.shapes["mean"][0]:
+                keys[clip.id] += PADDED
             with atomic_file(_record(work, keys[clip.id])) as temporary:
                 temporary.write_bytes(part.pack(arrays, dtype))
 
         reasons = _encode(todo, keep, len(block) - len(todo), encoders, read, metadata, workers) if todo else {}
         rows = [{**clip.columns, KEY: keys[clip.id]} for clip in block if clip.id not in reasons]
         failed = [{**clip.columns, "reason": reasons[clip.id]} for clip in block if clip.id in reasons]
-        ids = hashlib.sha256("\n".join(clip.id for clip in clips).encode()).hexdigest()
+        ids = part.hash_ids(clip.id for clip in clips)
         if failed and not rows and (name == WHOLE or old.rows):
             listed = out.with_name(f"{out.name}.failed.tsv")
             write_table(listed, failed)
@@ -155,13 +161,19 @@ class _Old:
         if not path.exists():
             return
         self._part = part.read_part(path)
+        if self._part.schema_version != part.SCHEMA_VERSION:
+            raise UserError(f"{path} was made by an earlier release: choose another --out, or remove it")
         now, then = (dataclasses.asdict(dataclasses.replace(m, count=0)) for m in (metadata, self._part.metadata))
         if differ := [f"{what} {then[what]}, not {now[what]}" for what in now if then[what] != now[what]]:
             raise UserError(f"{path} was made with {'; '.join(differ)}: choose another --out, or remove it")
-        self.rows = read_table(path / part.TABLE).rows
         if (path / part.FAILED).exists():
             self._failed = read_table(path / part.FAILED).rows
         shards, first = self._part.shards, 0
+        try:
+            self.rows = self._part.read_table().rows
+        except UserError as error:
+            self._whole, shards = False, ()
+            print(f"{error}: its clips are encoded again", file=sys.stderr)
         self._records = Records([(path / shard.name, shard.count) for shard in shards])
         for shard in tqdm.tqdm(shards, f"checking {path}", unit=" shards", delay=2, leave=False, disable=None):
             if fault := shard.fault(path, whole=True):
@@ -171,11 +183,6 @@ class _Old:
                 rows = enumerate(self.rows[first : first + shard.count], first)
                 self.keys |= {row[KEY]: i for i, row in rows if KEY in row}
             first += shard.count
-        self._by_row = {key.partition("-")[0]: key for key in self.keys}
-
-    def known(self, key: str) -> str:
-        """The key under which a record is known: where a video is gone, that of its row's record, if there is one."""
-        return key if "-" in key or self._part is None else self._by_row.get(key, key)
 
     def read(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of a record."""
@@ -188,6 +195,27 @@ class _Old:
             and self._whole
             and (self._part.clips, self.rows, self._failed) == (clips, list(rows), list(failed))
         )
+
+
+def _hand_over(old: _Old, clips: Sequence[Clip], out: Path, name: PartName, settings: Mapping[str, object]) -> None:
+    """Puts the records of clips that belong to other parts now, as the table has grown, among what those have done."""
+    had, known = {row["id"] for row in old.rows}, _by_key(old.keys)
+    for other in (PartName(index, name.count) for index in range(name.count) if index != name.index):
+        moved = [clips[i] for i in other.block(len(clips)) if clips[i].id in had]
+        there = _keys_in(out / str(other)) if moved else set()
+        for key in (known.get(record_key(clip, settings)) for clip in moved):
+            if key and key not in there:
+                with atomic_file(_record(_work_folder(out, other), key)) as temporary:
+                    temporary.write_bytes(part.pack(old.read(key), settings["dtype"]))
+
+
+def _by_key(names: Iterable[str]) -> dict[str, str]:
+    """{key: name} of records, also by the key as it is where the video is gone."""
+    known = {}
+    for name in names:
+        key = name.removesuffix(PADDED)
+        known |= {key: name, key.partition("-")[0]: name}
+    return known
 
 
 def _encode(
@@ -241,7 +269,11 @@ def _check_place(out: Path, name: PartName) -> None:
     if not out.exists():
         return
     parts = parts_in(out) if out.is_dir() else set()
-    if (out / part.METADATA).exists() or not parts and (out.is_file() or any(out.iterdir())):
+    if (
+        (out / part.METADATA).exists()
+        or not parts
+        and (out.is_file() or any(path.suffix != ".lock" for path in out.iterdir()))
+    ):
         raise UserError(
             f"{out} exists already and is no feature set of this release; remove it or choose another place"
         )
@@ -259,10 +291,11 @@ def _work(out: Path, name: PartName) -> Iterator[Path]:
     """The part's work folder, as its only user, mended if need be; after an error it stays if there is work in it."""
     import filelock
 
-    work, target = out / f".{name}.work", out / str(name)
-    (work / "records").mkdir(parents=True, exist_ok=True)
+    work, target, lock = _work_folder(out, name), out / str(name), out / f".{name}.lock"
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(work / "lock", blocking=False):
+        with filelock.FileLock(lock, blocking=False):
+            (work / "records").mkdir(parents=True, exist_ok=True)
             if (work / "old").exists() and not target.exists():
                 os.rename(work / "old", target)
             for unfinished in ("old", "new"):
@@ -275,10 +308,23 @@ def _work(out: Path, name: PartName) -> Iterator[Path]:
             finally:
                 if ended or not [*work.glob("records/*"), *work.glob("old")]:
                     shutil.rmtree(work)
-                    with contextlib.suppress(OSError):  # there are parts in it
+                    if set(out.iterdir()) == {lock}:  # nothing came of it
+                        lock.unlink()
                         out.rmdir()
     except filelock.Timeout:
         raise UserError(f"another extraction is at work on {target}; wait for it, or choose another --out") from None
+
+
+def _work_folder(out: Path, name: PartName) -> Path:
+    return out / f".{name}.work"
+
+
+def _keys_in(path: Path) -> set[str | None]:
+    """Of the records of a part, if it is there."""
+    try:
+        return {row.get(KEY) for row in read_table(path / part.TABLE).rows}
+    except UserError:
+        return set()
 
 
 def _record(work: Path, key: str) -> Path:

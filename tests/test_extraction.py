@@ -207,7 +207,7 @@ def test_a_part_of_another_table_is_refused(extract, clips, tmp_path):
 def test_two_extractions_of_one_part_are_one_too_many(extract, clips, tmp_path):
     with pytest.raises(Killed):
         extract(clips, encoders=Mortal(2))
-    lock = tmp_path / "set" / f".{WHOLE}.work" / "lock"
+    lock = tmp_path / "set" / f".{WHOLE}.lock"
     with filelock.FileLock(lock), pytest.raises(UserError, match=f"another extraction is at work on .*{WHOLE}; wait"):
         extract(clips)
     assert extract(clips) == 5
@@ -279,6 +279,74 @@ def test_sounds_and_padded_clips_are_examples(extract, clips, root, tmp_path, ca
     assert not examples[1]["clip_f"].any() and all(example["has_text"] for example in examples)
 
 
+def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, tmp_path, capsys):
+    extract(clips)
+    before, table = content(tmp_path / "set"), tmp_path / "set" / str(WHOLE) / "clips.tsv"
+    lines = table.read_text().splitlines(keepends=True)
+    for others in (lines[:1] + lines[2:3] + lines[1:2] + lines[3:], lines[:3] + lines[4:] + ["x" + lines[3]]):
+        table.write_text("".join(others))
+        with pytest.raises(UserError, match="has other ids than were written, or in another order"):
+            open_features(tmp_path / "set").ids  # noqa: B018
+        assert extract(clips) == 7 and "its clips are encoded again" in capsys.readouterr().err
+        assert content(tmp_path / "set") == before
+    table.write_text("".join(lines).replace("sound 3", "a sound"))  # which changes nothing of what belongs to what
+    assert open_features(tmp_path / "set").captions[3] == "a sound"
+
+
+def test_a_set_of_the_release_before_opens_and_is_not_gone_on_with(extract, clips, tmp_path):
+    extract(clips)
+    file = tmp_path / "set" / str(WHOLE) / "metadata.json"
+    about = json.loads(file.read_text())
+    del about["ids"]
+    file.write_text(json.dumps(about | {"schema_version": 2}))
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips]
+    with pytest.raises(UserError, match="was made by an earlier release: choose another --out, or remove it"):
+        extract(clips)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_parts_of_a_table_that_grows_keep_what_they_have(extract, clips, root, tmp_path, gone):
+    new = dataclasses.replace(clips[2], id="new", start_time=0.05, columns=clips[2].columns | {"id": "new"})
+    for index in range(3):
+        extract(clips[:6], name=PartName(index, 3))
+    if gone:
+        (root / "0.mp4").unlink()
+        (root / "1.mp4").unlink()
+    grown = [new, *clips[:6]]
+    assert sum(extract(grown, name=PartName(index, 3)) for index in range(3)) == 1
+    features = open_features(tmp_path / "set")
+    assert features.ids == [clip.id for clip in grown]
+    assert not list((tmp_path / "set").glob("*.work"))
+    if not gone:
+        extract(grown, "fresh")
+        fresh = open_features(tmp_path / "fresh")
+        assert all(part.pack(features.read(i), "float32") == part.pack(fresh.read(i), "float32") for i in range(7))
+
+
+def test_padding_after_skipping_encodes_the_short_clips_alone(extract, clips, tmp_path):
+    rows = [*clips[:3], dataclasses.replace(clips[3], end_time=clips[3].start_time + 0.8)]
+    with pytest.raises(UserError, match="1 of 4 clips could not be used"):
+        extract(rows)
+    assert extract(rows, short="pad") == 1
+    assert extract(rows, short="pad") == 0
+    with pytest.raises(UserError, match="1 of 4 clips could not be used"):
+        extract(rows)
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips[:3]]
+
+
+def test_other_numerics_are_another_record(extract, clips):
+    other = EchoEncoders()
+    other.numerics = "bfloat16, default, a GPU"
+    extract(clips[:2])
+    assert extract(clips[:2], encoders=other) == 2
+
+
+def test_a_folder_where_nothing_was_made_is_gone(extract, clips, root, tmp_path):
+    with pytest.raises(UserError, match="none of the 1 clips"):
+        extract([dataclasses.replace(clips[0], video=root / "nowhere.mp4")])
+    assert not (tmp_path / "set").exists()
+
+
 @given(st.integers(0, 40), st.integers(1, 12))
 def test_blocks_are_the_whole_table_in_order(total, count):
     blocks = [PartName(i, count).block(total) for i in range(count)]
@@ -287,7 +355,7 @@ def test_blocks_are_the_whole_table_in_order(total, count):
 
 
 def test_what_decides_a_record_names_it(clips, root, tmp_path):
-    settings = {"mode": "16k", "short": "skip"}
+    settings = {"mode": "16k"}
     key = extraction.record_key(clips[0], settings)
     assert key == extraction.record_key(dataclasses.replace(clips[0], id="b", line=9), settings)
     moved = shutil.copytree(root, tmp_path / "moved")  # copy2 keeps times
@@ -296,7 +364,7 @@ def test_what_decides_a_record_names_it(clips, root, tmp_path):
         extraction.record_key(changed(clips[0], start_time=0.05), settings),
         extraction.record_key(changed(clips[0], end_time=1.05), settings),
         extraction.record_key(changed(clips[0], caption="x"), settings),
-        extraction.record_key(clips[0], settings | {"short": "pad"}),
+        extraction.record_key(clips[0], settings | {"mode": "44k"}),
         extraction.record_key(dataclasses.replace(clips[0], video=root / "1.mp4"), settings),
     ]
     assert len({key, *others}) == 6 and np.all([len(name) < 150 for name in others])

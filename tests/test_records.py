@@ -171,7 +171,7 @@ def test_a_damaged_set_is_one_sentence(written, tmp_path):
         (path / FIRST_SHARD).write_bytes(raw)
 
     for edit, message in [
-        (metadata(schema_version=9), "schema version 9, this release reads 2"),
+        (metadata(schema_version=9), "schema version 9, this release reads 2 to 3"),
         (metadata(duration=2.0), "shapes are not those of 2 s at 16k"),
         (metadata(mode="8k"), "does not describe a part of a feature set"),
         (metadata(count=4), "its shards have not 4 examples"),
@@ -198,7 +198,7 @@ def test_a_damaged_set_is_one_sentence(written, tmp_path):
     ):
         flipped.check_shards()
     (written / WHOLE / "clips.tsv").write_text("id\tcaption\na\tb\n")
-    with pytest.raises(UserError, match="has 3 examples but .*clips.tsv has 1 rows"):
+    with pytest.raises(UserError, match="clips.tsv has other ids than were written"):
         open_features(written).ids  # noqa: B018
     with pytest.raises(UserError, match=f"is one part of a feature set; give the folder that holds it, {written}"):
         open_features(written / WHOLE)

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,10 @@ import safetensors.numpy
 from jaxtyping import UInt8
 
 from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
-from mmaudio_jax.data.table import Row, write_table
+from mmaudio_jax.data.table import Row, Table, read_table, write_table
 from mmaudio_jax.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION, OLDEST = 3, 2  # what is written, and what is still read: without `ids`
 METADATA, TABLE, FAILED = "metadata.json", "clips.tsv", "failed.tsv"
 DTYPES = ("float32", "bfloat16")  # that conditions are stored in
 STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype(np.int32)}
@@ -121,12 +121,38 @@ class Part:
         metadata: what its examples share, and how many they are.
         shards: its files of records, in order.
         clips: hash of all ids of the clips.tsv that it is a part of; empty where that is not known.
+        ids: hash of the ids of its own table, in order; empty in a set of an earlier release.
+        schema_version: of metadata.json.
     """
 
     path: Path
     metadata: Metadata
     shards: tuple[Shard, ...]
     clips: str
+    ids: str
+    schema_version: int
+
+    def read_table(self) -> Table:
+        """Reads its table.
+
+        Raises:
+            UserError: it is no table, or its rows are not those of the records, one by one.
+        """
+        table = read_table(self.path / TABLE)
+        if self.ids and hash_ids(row.get("id", "") for row in table.rows) != self.ids:
+            raise UserError(
+                f"{table.path} has other ids than were written, or in another order, so that its rows are not those of "
+                "the features; put it back as it was, or start the extraction again"
+            )
+        return table
+
+
+def hash_ids(ids: Iterable[str]) -> str:
+    """Tells ids in order from others."""
+    digest = hashlib.sha256()
+    for id in ids:
+        digest.update(f"{id}\n".encode())
+    return digest.hexdigest()
 
 
 def read_part(path: Path) -> Part:
@@ -139,12 +165,13 @@ def read_part(path: Path) -> Part:
     try:
         content = json.loads(file.read_text())
         version = content.pop("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in range(OLDEST, SCHEMA_VERSION + 1):
             raise UserError(
-                f"{file} has schema version {version}, this release reads {SCHEMA_VERSION}; extract the features again"
+                f"{file} has schema version {version}, this release reads {OLDEST} to {SCHEMA_VERSION}; extract the "
+                "features again"
             )
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        clips = content.pop("clips")
+        clips, ids = content.pop("clips"), content.pop("ids", "")
         content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
         metadata = Metadata(**content)
         dims = {f"{name}_dim": metadata.shapes[f"{name}_f"][1] for name in ("clip", "sync", "text")}
@@ -160,7 +187,7 @@ def read_part(path: Path) -> Part:
         raise UserError(
             f"{file} does not describe a part of a feature set ({error}); extract the features again"
         ) from None
-    return Part(path, metadata, shards, clips)
+    return Part(path, metadata, shards, clips, ids, version)
 
 
 class PartWriter(contextlib.AbstractContextManager):
@@ -223,6 +250,7 @@ class PartWriter(contextlib.AbstractContextManager):
             "schema_version": SCHEMA_VERSION,
             **dataclasses.asdict(dataclasses.replace(self._metadata, count=len(self._rows))),
             "clips": self._clips,
+            "ids": hash_ids(row["id"] for row in self._rows),
             "shards": [dataclasses.asdict(shard) for shard in self._shards],
         }
         (self._folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")

@@ -16,7 +16,7 @@ from mmaudio_jax.data import part
 from mmaudio_jax.data.example import Metadata, StoredFeatures
 from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter
 from mmaudio_jax.data.shard import Records
-from mmaudio_jax.data.table import Table, read_table
+from mmaudio_jax.data.table import Table
 from mmaudio_jax.data.tensordict import TensorDictFeatures
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
@@ -45,7 +45,8 @@ def open_features(path: str | os.PathLike, *, damaged: bool = False) -> StoredFe
         raise UserError(f"{path} is one part of a feature set; give the folder that holds it, {path.parent}")
     if (path / part.METADATA).is_file():
         raise UserError(
-            f"{path} has schema version 1, this release reads {part.SCHEMA_VERSION}; extract the features again"
+            f"{path} has schema version 1, this release reads {part.OLDEST} to {part.SCHEMA_VERSION}; extract the "
+            "features again"
         )
     if not parts_in(path):
         raise UserError(f"{path} is not a feature set: it has neither parts nor the meta.json of a TensorDict")
@@ -148,7 +149,7 @@ class RecordFeatures(StoredFeatures):
 
     def read_table(self) -> Table:
         """The tables of all parts, one after another."""
-        tables = [read_table(found.path / part.TABLE) for found in self._parts]
+        tables = [found.read_table() for found in self._parts]
         if len(tables) == 1:
             return tables[0]
         columns = list(dict.fromkeys(name for table in tables for name in table.columns))

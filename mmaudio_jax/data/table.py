@@ -9,6 +9,8 @@ from pathlib import Path
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
+csv.field_size_limit(2**31 - 1)  # captions may be long; the module's own limit is 131,072 characters
+
 Row = dict[str, str]
 
 
