@@ -32,7 +32,7 @@ from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
 from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Row, read_table, write_table
-from mmaudio_jax.decoding import Media, read_ahead, read_media
+from mmaudio_jax.decoding import Media, NoProcess, read_ahead, read_media
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
@@ -244,6 +244,8 @@ def _encode(
                 )
         for clip, future in ahead:
             error = future.exception()
+            if isinstance(error, NoProcess):
+                raise error
             if error is None:
                 arrays = encode(encoders, clip, future.result(), metadata.mode)
                 try:
