@@ -170,9 +170,10 @@ class _Old:
             self._failed = read_table(path / part.FAILED).rows
         shards, first = self._part.shards, 0
         try:
-            self.rows = self._part.read_table().rows
+            self.rows = read_table(path / part.TABLE).rows
+            self._part.check_rows(self.rows)
         except UserError as error:
-            self._whole, shards = False, ()
+            self.rows, self._whole, shards = [], False, ()
             print(f"{error}: its clips are encoded again", file=sys.stderr)
         self._records = Records([(path / shard.name, shard.count) for shard in shards])
         for shard in tqdm.tqdm(shards, f"checking {path}", unit=" shards", delay=2, leave=False, disable=None):

@@ -32,6 +32,7 @@ from mmaudio_jax.files import atomic_file
 from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION
 
 SMALL, MEDIUM = 10, 50  # source videos that the sizes small and medium suit, at most
+SHORTEST = 2.0  # seconds of a clip that is kept unless another length is asked for
 SIZES = ("small", "medium", "large")
 # how the configs divide their 3000 steps: shorter runs are divided alike
 EVERY, WARMUP, STEPS = 300, 200, 3000
@@ -224,7 +225,9 @@ def prepare(args: argparse.Namespace, folder: Folder) -> Table:
     command = ["-m", "mmaudio_jax.data.prepare", str(args.folder), "--out", str(folder.clips)]
     command += ["--captions", str(args.captions)] if args.captions else []
     command += ["--list", str(args.list)] if args.list else []
-    must([*command, "--duration", f"{args.duration:g}", "--val", f"{args.val:g}"])
+    command += ["--duration", f"{args.duration:g}", "--min_duration", f"{args.min_duration:g}"]
+    command += ["--stride", f"{args.stride:g}"] if args.stride is not None else []
+    must([*command, "--val", f"{args.val:g}"])
     table = read_table(folder.clips)
     if not {"train", "val"} <= {row["split"] for row in table.rows}:
         sources = len({source_of(row) for row in table.rows})
@@ -359,16 +362,22 @@ def parse_arguments() -> tuple[argparse.Namespace, dict[str, str]]:
     said.add_argument("--captions", type=Path, help="a file of captions, as of mmaudio_jax.data.prepare")
     said.add_argument("--list", type=Path, help="a table or list of clips, as of mmaudio_jax.data.prepare")
     add("--duration", type=float, default=8.0, help="seconds of a clip")
+    least_help = f"seconds of the shortest clip that is kept, and padded (default: {SHORTEST:g}, or --duration if less)"
+    add("--min_duration", type=float, default=argparse.SUPPRESS, help=least_help)
+    add("--stride", type=float, default=argparse.SUPPRESS, help="seconds from clip to clip (default: --duration)")
     add("--val", type=float, default=0.1, help="share of the source videos that validate")
     size_help = f"of the adapter (default: small up to {SMALL} source videos, medium up to {MEDIUM}, large beyond)"
     add("--size", choices=SIZES, default=argparse.SUPPRESS, help=size_help)
     add("--steps", type=int, default=argparse.SUPPRESS, help="of training (default: as the config says)")
     add("--sounds", type=int, default=4, help="clips that validate, to listen to before and after")
     args, words = parser.parse_known_args()
-    args.size, args.steps = getattr(args, "size", None), getattr(args, "steps", None)
+    args.size, args.steps, args.stride = (getattr(args, name, None) for name in ("size", "steps", "stride"))
+    args.min_duration = getattr(args, "min_duration", min(SHORTEST, args.duration))
     settings = read_settings(words, MODELS[args.model].config)
     if not MIN_DURATION <= args.duration <= MAX_DURATION:
         raise UserError(f"--duration is {args.duration:g}; it must lie in [{MIN_DURATION}, {MAX_DURATION:g}] seconds")
+    if not MIN_DURATION <= args.min_duration <= args.duration:
+        raise UserError(f"--min_duration is {args.min_duration:g}; it must lie in [{MIN_DURATION}, {args.duration:g}]")
     if not 0 < args.val < 1:
         raise UserError(f"--val is {args.val:g}; it must lie in (0, 1)")
     for name, least in (("steps", 1), ("sounds", 0)):

@@ -118,7 +118,7 @@ def soak(killed: Extraction, whole: Extraction, kills: int, seed: int) -> list[s
         time.sleep(rng.uniform(0, DELAYS[moment]))
         process.kill()
         process.wait()
-        _wait_for_workers(process.pid)
+        wait_for_workers(process.pid)
         whole_already = killed.done() == 0 and killed.out.exists() and killed.left().keys() == whole.left().keys()
         print(f"kill {i}, {moment}: {'the part is in its place' if whole_already else killed.done()}", flush=True)
         if whole_already:
@@ -128,7 +128,7 @@ def soak(killed: Extraction, whole: Extraction, kills: int, seed: int) -> list[s
     return sorted(wrong | different(killed, whole))
 
 
-def _wait_for_workers(group: int) -> None:
+def wait_for_workers(group: int) -> None:
     """Until the processes of a killed extraction have ended by themselves."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:

@@ -50,7 +50,7 @@ def test_clips_become_a_feature_set(extract, tmp_path, encoders, small_videos):
     rows = [row("b", "0.mp4", original_video="long.mp4"), row("a", "1.mp4"), row("c", "2.mp4", start_time="0.1")]
     code, _ = extract(*rows, workers=1)
     assert code == 0 and not list(tmp_path.glob("set/*/failed.tsv"))
-    assert [path.name for path in (tmp_path / "set").iterdir()] == [str(WHOLE)]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [f".{WHOLE}.lock", str(WHOLE)]
     found = open_features(tmp_path / "set")
     assert found.ids == ["b", "a", "c"] and found.sources == ["long.mp4", "1.mp4", "2.mp4"]
     assert found.captions == ["sound b", "sound a", "sound c"]

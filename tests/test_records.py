@@ -198,7 +198,7 @@ def test_a_damaged_set_is_one_sentence(written, tmp_path):
     ):
         flipped.check_shards()
     (written / WHOLE / "clips.tsv").write_text("id\tcaption\na\tb\n")
-    with pytest.raises(UserError, match="clips.tsv has other ids than were written"):
+    with pytest.raises(UserError, match="has 3 examples but .*clips.tsv has 1 rows"):
         open_features(written).ids  # noqa: B018
     with pytest.raises(UserError, match=f"is one part of a feature set; give the folder that holds it, {written}"):
         open_features(written / WHOLE)

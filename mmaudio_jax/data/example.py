@@ -190,6 +190,7 @@ class StoredFeatures(FeatureSet):
                 f"the feature set {self.path} has {len(self)} examples but {table.path} has "
                 f"{len(table.rows)} rows; they must go together line by line"
             )
+        self.check_rows(table.rows)
         return table
 
     def __getstate__(self):
@@ -238,6 +239,9 @@ class StoredFeatures(FeatureSet):
     @abc.abstractmethod
     def read_table(self) -> Table:
         """Reads the table, as it lies in files."""
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raises a UserError if as many rows as examples are others than were written, where something tells."""
 
     @abc.abstractmethod
     def table_name(self, index: int) -> str:

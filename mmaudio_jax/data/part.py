@@ -22,7 +22,7 @@ import safetensors.numpy
 from jaxtyping import UInt8
 
 from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
-from mmaudio_jax.data.table import Row, Table, read_table, write_table
+from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
 
 SCHEMA_VERSION, OLDEST = 3, 2  # what is written, and what is still read: without `ids`
@@ -132,19 +132,13 @@ class Part:
     ids: str
     schema_version: int
 
-    def read_table(self) -> Table:
-        """Reads its table.
-
-        Raises:
-            UserError: it is no table, or its rows are not those of the records, one by one.
-        """
-        table = read_table(self.path / TABLE)
-        if self.ids and hash_ids(row.get("id", "") for row in table.rows) != self.ids:
+    def check_rows(self, rows: Iterable[Row]) -> None:
+        """Raises a UserError if the rows of its table are not those of its records, one by one."""
+        if self.ids and hash_ids(row.get("id", "") for row in rows) != self.ids:
             raise UserError(
-                f"{table.path} has other ids than were written, or in another order, so that its rows are not those of "
-                "the features; put it back as it was, or start the extraction again"
+                f"{self.path / TABLE} has other ids than were written, or in another order, so that its rows are not "
+                "those of the features; put it back as it was, or start the extraction again"
             )
-        return table
 
 
 def hash_ids(ids: Iterable[str]) -> str:

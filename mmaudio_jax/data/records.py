@@ -6,7 +6,7 @@ It opens when all of its parts are there, and says which are not.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from mmaudio_jax.data import part
 from mmaudio_jax.data.example import Metadata, StoredFeatures
 from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter
 from mmaudio_jax.data.shard import Records
-from mmaudio_jax.data.table import Table
+from mmaudio_jax.data.table import Row, Table, read_table
 from mmaudio_jax.data.tensordict import TensorDictFeatures
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory
@@ -149,12 +149,19 @@ class RecordFeatures(StoredFeatures):
 
     def read_table(self) -> Table:
         """The tables of all parts, one after another."""
-        tables = [found.read_table() for found in self._parts]
+        tables = [read_table(found.path / part.TABLE) for found in self._parts]
         if len(tables) == 1:
             return tables[0]
         columns = list(dict.fromkeys(name for table in tables for name in table.columns))
         rows, lines = ([x for table in tables for x in getattr(table, name)] for name in ("rows", "lines"))
         return Table(self.path / part.TABLE, columns, rows, lines)
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """By the hash of ids that each part has."""
+        first = 0
+        for found in self._parts:
+            found.check_rows(rows[first : first + found.metadata.count])
+            first += found.metadata.count
 
     def table_name(self, index: int) -> str:
         """The file that the row of an example stands in."""

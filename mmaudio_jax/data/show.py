@@ -73,7 +73,7 @@ def write(out: Path, name: str, sound: Float[np.ndarray, " l"], rate: int, clip:
     wave, picture = out / f"{name}.wav", out / f"{name}.png"
     audio.write_audio(wave, sound, rate)
     plots.save_spectrogram(picture, sound, rate)
-    if clip is None:
+    if clip is None or not media.has_video(clip.video):
         return [wave, picture]
     sheet, video, seconds = out / f"{name}_frames.png", out / f"{name}.mp4", len(sound) / rate
     frames, _ = media.read_frames(clip.video, clip.start_time, seconds)

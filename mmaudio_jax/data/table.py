@@ -94,6 +94,10 @@ def write_table(path: str | os.PathLike, rows: Iterable[Mapping[str, str]], colu
     rows = list(rows)
     names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, restval="", delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        minimal, all_quoted = (
+            csv.DictWriter(file, names, restval="", delimiter="\t", lineterminator="\n", quoting=quoting)
+            for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+        )
+        minimal.writeheader()
+        for row in rows:  # a carriage return, at which a reader ends a line, is no reason for quotes to the module
+            (all_quoted if any("\r" in value for value in row.values()) else minimal).writerow(row)

@@ -84,13 +84,18 @@ class Split(NamedTuple):
     origin: str
 
 
-def read_split(column: Sequence[str], rows: Rows) -> tuple[Split, Check]:
-    """The split by the table's column, and its values that are none of `SPLITS`."""
+def read_split(column: Sequence[str], sources: Sequence[str], rows: Rows) -> tuple[Split, Check]:
+    """The split by the table's column, and its values that are none of `SPLITS`.
+
+    As in training, a row that says nothing is where others of its source are, or trains.
+    """
     check = fault(SPLIT_VALUES)
     for i, name in enumerate(column):
-        if name not in SPLITS:
+        if name not in ("", *SPLITS):
             check.add(rows.place(i, f"{name!r} is none of {', '.join(SPLITS)}"))
-    return Split(list(column), f"the column {COLUMN}"), check
+    told = {source: name for source, name in zip(sources, column, strict=True) if name}
+    names = [name or told.get(source, "train") for source, name in zip(sources, column, strict=True)]
+    return Split(names, f"the column {COLUMN}"), check
 
 
 def draw_split(features: StoredFeatures, fraction: float, seed: int) -> tuple[Split, Check]:
@@ -150,16 +155,17 @@ def describe(features: StoredFeatures, fraction: float, seed: int) -> tuple[Desc
     except UserError as error:
         fits.add(Place(str(error)))
         table = _read_anyway(features)
-    whole, columns, written = not fits.count, table.columns if table else [], table.rows if table else []
+    whole, written = not fits.count, table.rows if table else []
     rows = Rows(table, features.table_name if whole else lambda _: table.path.name)
-    if COLUMN in columns:
-        split, values = read_split([row[COLUMN].strip() for row in written], rows)
+    sides = [row.get(COLUMN, "").strip() for row in written]
+    sources = [source_of(row) for row in written]
+    if any(sides):
+        split, values = read_split(sides, sources, rows)
     elif whole:
         split, values = draw_split(features, fraction, seed)
     else:
         split, values = Split([""] * len(written), "nothing"), left_out(SPLIT_VALUES, "no such column")
     captions = [row.get(features.caption_column, "") for row in written]
-    sources = [source_of(row) for row in written]
     ids = [row.get("id", "") for row in written]
     checks = [fits, check_ids(ids, rows), values, check_sources(sources, split, rows)]
     return Described(whole, rows, captions, sources, split), checks

@@ -17,6 +17,7 @@ import tqdm
 
 from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.data.prepare.inspection import Inspection, inspect
+from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
 VERSION = 1  # of what `inspect` finds; another is not used
@@ -133,6 +134,13 @@ def _inspect_new(root: Path, names: Sequence[str], workers: int) -> Iterator[tup
 def _inspect_alone(path: Path) -> Inspection:
     try:
         with _pool(1) as pool:
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool:
+                raise UserError(
+                    "a process that decodes cannot start; what is printed above may say why, and fewer --workers need "
+                    "less memory"
+                ) from None
             return pool.submit(inspect, path).result()
     except BrokenProcessPool:
         return Inspection(fault="its decoder crashed")
