@@ -60,9 +60,8 @@ lint: $(VENV)/installed
 parity: $(VENV)/installed
 	$(RUN) -m pytest -m parity tests/parity
 
-# A small training run, a small extraction and a batch of sounds, killed again and again at random moments.
-# A small training run, a small preparation and a small extraction, killed again and again at random moments, against
-# ones that were not.
+# A small training run, a small preparation, a small extraction and a batch of sounds, killed again and again at random
+# moments, against ones that were not.
 soak: $(VENV)/installed
 	$(RUN) tests/soak.py
 	$(RUN) tests/soak_prepare.py

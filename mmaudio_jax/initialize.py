@@ -27,7 +27,6 @@ def latent_statistics(features: FeatureSet) -> tuple[Float[np.ndarray, " z"], Fl
     """Mean and unbiased standard deviation of each channel of the posterior means, over all frames but padding."""
     statistics = ChannelStatistics()
     for i in tqdm.trange(len(features), desc="latent statistics", unit=" examples", delay=2, disable=None):
-        features.check_example(i)
         example = features[i]
         statistics.add(example["mean"][: example["latents"]])
     return statistics.mean, statistics.std
@@ -57,6 +56,7 @@ def initialize(config: MMAudioConfig, features: FeatureSet, encoders: Encoders, 
     if theirs and theirs != ours.metadata["fingerprint"]:
         raise errors.UserError(f"the feature set was made with another CLIP than {ours.directory}; name its --weights")
     params = trees.split(MMAudio(config, rngs=nnx.Rngs(seed)))[1]
+    features.check()
     mean, std = latent_statistics(features)
     drawn = {"latent_mean": mean, "latent_std": std, "empty_string_feat": encoders.encode_captions([""])[0]}
     return params | {name: np.asarray(array, np.float32).reshape(params[name].shape) for name, array in drawn.items()}

@@ -249,11 +249,25 @@ def shorten(path):
     table.write_text("".join(table.read_text().splitlines(keepends=True)[:-2]))
 
 
+def flip_a_record(path):
+    raw = bytearray(shard(path, 1).read_bytes())
+    raw[1000] ^= 1
+    shard(path, 1).write_bytes(raw)
+
+
+def exchange(path):
+    table = path / "part-00000-of-00001" / "clips.tsv"
+    header, first, second, *others = table.read_text().splitlines(keepends=True)
+    table.write_text("".join([header, second, first, *others]))
+
+
 @pytest.mark.parametrize(
     ("damage", "name", "what"),
     [
         (flip, "files of another size or SHA-256 than was written", "shard-00001.array_record has another content"),
         (truncate, "files of another size or SHA-256 than was written", "shard-00001.array_record has "),
+        (flip_a_record, "records that cannot be read", "its record in shard-00001.array_record cannot be read"),
+        (exchange, "a table that does not fit the examples", "has other ids than were written, or in another order"),
         (shorten, "a table that does not fit the examples", "has 12 examples but .*clips.tsv has 10 rows"),
     ],
 )
@@ -315,6 +329,16 @@ def test_without_a_column_a_run_s_own_split_is_looked_at(write, run):
     assert "6 train, 6 val, by a run with validation_fraction=0.5 and seed=3" in printed
     assert found["the same content in two splits"]["verdict"] == "fault"
     assert found["sources in two splits"]["verdict"] == "ok"
+
+
+def test_rows_that_say_no_side_are_where_they_are_in_training(write, run):
+    rows, examples = rows_and_examples()
+    rows[0]["original_video"], rows[0]["split"] = rows[9]["original_video"], ""  # whose clip validates
+    rows[1]["split"] = ""
+    _, found, printed = run(write(rows, examples))
+    assert "3 val, 7 train, 2 test, by the column split" in printed
+    assert found["sources in two splits"]["verdict"] == "ok"
+    assert found["unknown values of the column split"]["verdict"] == "ok"
 
 
 def test_the_page_needs_nothing_else(write, run, tmp_path):

@@ -79,6 +79,9 @@ def test_from_a_folder_to_an_adapter_that_is_heard(videos, demo_weights, tmp_pat
     assert finetune.choose_sounds(args, folder, features) == [clip["id"]]
 
 
+PREPARE = {"captions": None, "list": None, "val": 0.1, "min_duration": 1.0, "stride": None}
+
+
 @pytest.fixture
 def made(tmp_path):
     """(makes a result of an input, whether it was made now, result, input)."""
@@ -226,7 +229,20 @@ def test_one_source_cannot_both_train_and_validate(extracted, monkeypatch):
     args, folder, _ = extracted
     monkeypatch.setattr(finetune, "must", lambda command: None)
     with pytest.raises(UserError, match="6 clips of .* are of 3 source video.*none is left"):
-        finetune.prepare(argparse.Namespace(**vars(args), captions=None, list=None, val=0.1), folder)
+        finetune.prepare(argparse.Namespace(**vars(args), **PREPARE), folder)
+
+
+def test_short_clips_are_kept_and_overlap_where_asked(extracted, monkeypatch):
+    args, folder, table = extracted
+    commands = []
+    monkeypatch.setattr(finetune, "must", commands.append)
+    rows = [row | {"split": "val" if i else "train"} for i, row in enumerate(table.rows)]
+    write_table(folder.clips, rows)
+    finetune.prepare(argparse.Namespace(**vars(args), **PREPARE), folder)
+    finetune.prepare(argparse.Namespace(**vars(args), **PREPARE | {"min_duration": 0.7, "stride": 0.25}), folder)
+    words = [" ".join(command[command.index("--duration") :]) for command in commands]
+    assert words[0] == "--duration 1 --min_duration 1 --val 0.1"
+    assert words[1] == "--duration 1 --min_duration 0.7 --stride 0.25 --val 0.1"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +255,7 @@ def test_one_source_cannot_both_train_and_validate(extracted, monkeypatch):
         (["--out", "file"], "file is a file"),
         (["--steps", "0"], "--steps is 0; it must be at least 1"),
         (["--val", "0"], "--val is 0"),
+        (["--min_duration", "9"], r"--min_duration is 9; it must lie in \[0.64, 8\]"),
         (["--duration", "0.1"], "--duration is 0.1"),
         (["--config.batchsize=2"], "no such config key: batchsize; configs/lora_16k.py lists them"),
         (["--config.lora.rank.x=2"], "no such config key: lora.rank.x"),

@@ -67,6 +67,16 @@ def test_with_its_video_an_example_is_seen(run, small_features, tmp_path):
     assert media.probe(tmp_path / "out/bare.mp4").duration == pytest.approx(1.0, abs=0.1)
 
 
+def test_a_sound_alone_is_heard(run, small_features, tmp_path):
+    write_media(tmp_path / "a.wav", codec=None, audio=tone(1.6, 44_100), audio_codec="pcm_s16le")
+    features = open_features(small_features)
+    row = {"id": "a", "caption": "a tone", "video_path": "a.wav", "start_time": "0.2", "end_time": "1.4"}
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes) as writer:
+        writer.append(row, {name: features[1][name] for name in ("mean", "std")})
+    code, _ = run(tmp_path / "set", "a", "--root", tmp_path)
+    assert code == 0 and sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "a.wav"]
+
+
 def test_a_contact_sheet_has_frames_beside_the_spectrogram(tmp_path):
     frames = np.zeros((40, 32, 32, 3), np.uint8)
     frames[:, :, :, 0] = np.linspace(60, 255, 40, dtype=np.uint8)[:, None, None]

@@ -134,9 +134,10 @@ def read_all(features: StoredFeatures, rows: Rows) -> tuple[Check, Scan]:
         for indices, damage in features.files():
             if damage:
                 check.add(Place(damage))
+            read = features.read_guarded if damage else features.read  # a hash a record tells which are damaged
             for index in indices:
                 try:
-                    arrays = features.read(index)
+                    arrays = read(index)
                 except ValueError as error:
                     scan.unreadable(index, error)
                 else:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from string import Template
 
@@ -101,7 +102,9 @@ def _image(title: str, draw: Callable) -> str:
     axis.set_title(title, loc="left", fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(file)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # captions have characters that the font has not
+        FigureCanvasAgg(figure).print_png(file)
     encoded = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{encoded}">'
 
