@@ -62,7 +62,7 @@ def test_a_line_that_a_kill_has_torn_is_taken_out_and_its_files_remain_ours(out)
     with Manifest(out) as at_work:
         commit(at_work, "a", "1")
     line = (out / "manifest.jsonl").read_text()
-    for torn in (line[:40], "[]\n", '{"name": "b"}\n', "\0\n", "{" * 100_000):
+    for torn in (line[:40], "[]\n", '{"name": "b"}\n', "\0\n", "{" * 100_000, line.replace("a.wav", "../a.wav")):
         (out / "manifest.jsonl").write_text(line + torn)
         with Manifest(out) as at_work:
             assert at_work.finished({"a": "1"}) == {"a"}

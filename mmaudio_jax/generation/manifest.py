@@ -84,7 +84,7 @@ class Manifest(contextlib.AbstractContextManager):
             listed = {name for line in self._own.values() for name in _files(line)}
             claims = self._claims.read_text(encoding="utf-8").splitlines() if self._claims.exists() else []
             if not any((self.folder / name).exists() for name in set(claims) - listed):
-                shutil.rmtree(self._work)
+                shutil.rmtree(self._work, ignore_errors=True)  # NFS keeps the lock while it is open
         with contextlib.suppress(OSError):  # there is something in it
             self.folder.rmdir()
 
@@ -203,7 +203,8 @@ def _read(path: Path) -> tuple[list[Line], bool]:
             line = json.loads(text)
             if not all(isinstance(line[name], str) for name in ("name", "key")):
                 raise TypeError
-            _files(line)
+            if any(path.startswith("/") or ".." in path.split("/") for path in _files(line)):
+                raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             whole = False
         else:

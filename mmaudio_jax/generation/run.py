@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tqdm
 
-from mmaudio_jax import errors
+from mmaudio_jax import errors, numerics
 from mmaudio_jax.data import captions
 from mmaudio_jax.data.part import WHOLE, PartName
 from mmaudio_jax.decoding import fitted, read_ahead
@@ -253,7 +253,7 @@ class _Run:
                 writers.shutdown(cancel_futures=True)
 
     def _cache(self, fingerprints: Mapping[str, str]) -> FeatureCache:
-        numbers = {"dtype": self.settings.dtype, "precision": self.settings.precision}
+        numbers = {"dtype": str(numerics.compute_dtype(self.settings.dtype)), "precision": self.settings.precision}
         made_with = {name: fingerprints.get(name) for name in ENCODERS} | numbers
         return FeatureCache(self.settings.cache, made_with)
 
