@@ -150,6 +150,13 @@ def fitted(request: Request) -> Request:
     return dataclasses.replace(request, duration=there, made=max(made, there))
 
 
+def remark_of_length(asked: Request, request: Request) -> str:
+    """What `fitted` changed of the length; empty if nothing."""
+    if request.duration >= asked.duration - ROUNDING:
+        return ""
+    return f"{asked.video} has {request.duration:.2f} s, not {asked.duration:g} s; its sound is as short"
+
+
 def read_pictures(request: Request) -> Pictures | None:
     """The frames of a request that is `fitted`; None for words alone.
 

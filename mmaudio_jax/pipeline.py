@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,8 @@ from jaxtyping import Array, Float
 import mmaudio_jax
 from mmaudio_jax import numerics, sampling, sharding, solvers, trees, weights
 from mmaudio_jax.adapters import FlowNetwork
-from mmaudio_jax.decoding import Pictures, fitted, read_ahead, read_pictures
+from mmaudio_jax.data import captions
+from mmaudio_jax.decoding import Pictures, fitted, read_ahead, read_pictures, remark_of_length
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.request import AdapterUse, Request, parse_adapters
@@ -53,20 +56,36 @@ class Sound:
     request: Request
     provenance: dict[str, Any]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """How it came about, as JSON: the request, with the name of its video; then model, adapters, versions."""
+        fields = dataclasses.asdict(self.request)
+        fields |= {name: fields[name] and Path(fields[name]).name for name in ("video", "image")}
+        given = {name: value for name, value in fields.items() if value not in (None, "") and name != "adapters"}
+        return {**given, **self.provenance}
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its files tell of it."""
+        return {"title": self.request.prompt, "comment": json.dumps(self.record, ensure_ascii=False)}
+
     def save(self, path: str | Path) -> None:
-        """Writes the sound as .wav or .flac, or the request's video with it as .mp4.
+        """Writes the sound as .wav or .flac, or the request's video or picture with it as .mp4; a folder is made.
 
         Raises:
             UserError: another suffix, or a video that there is none of.
         """
         from mmaudio_jax.data import audio, muxing
 
-        path = Path(path)
+        path, source = Path(path), self.request.video or self.request.image
         if path.suffix.lower() != ".mp4":
-            return audio.write_audio(path, self.audio, self.rate)
-        if self.request.video is None:
+            audio.write_audio(path, self.audio, self.rate, self.tags)
+        elif source is None:
             raise UserError(f"{path}: the sound was made for no video; save it as .wav or .flac")
-        muxing.write_video(path, self.request.video, self.audio, self.rate, self.request.start, self.request.duration)
+        else:
+            interval = (self.request.start, self.request.duration)
+            if remark := muxing.write_video(path, source, self.audio, self.rate, *interval, tags=self.tags):
+                warnings.warn(f"{path} is {remark}", stacklevel=2)
 
 
 class Generated(NamedTuple):
@@ -175,6 +194,10 @@ class Pipeline:
 
     def _make(self, asked: Sequence[Request], batch_size: int) -> list[Sound]:
         requests = [fitted(request) for request in asked]
+        for before, request in zip(asked, requests, strict=True):
+            prompts = map(captions.remark_of_cut, (request.prompt, request.negative_prompt))
+            for remark in filter(None, [remark_of_length(before, request), *prompts]):
+                warnings.warn(remark, stacklevel=3)
         batches = pack(requests, self.key, 2 * batch_size * self.devices)
         in_turn = [i for batch in batches for i in batch.places]
         made: list[Sound] = []

@@ -1,6 +1,7 @@
 """The pipeline on small networks: what it makes, from what, and how often it compiles."""
 
 import dataclasses
+import json
 
 import av
 import jax
@@ -144,7 +145,8 @@ def test_the_sound_is_as_long_as_a_video_that_ends_before(pipe, video):
     assert [len(frames) for frames in pictures] == [int(8 * 1.28), 32]
     held = int(25 * there)
     assert (pictures.sync_frames[held:] == pictures.sync_frames[held - 1]).all()
-    sound = pipe(request)
+    with pytest.warns(UserWarning, match=f"{video} has 1.24 s, not 8 s; its sound is as short"):
+        sound = pipe(Request(video=video, duration=8.0, steps=2))
     assert len(sound.audio) == round(there * 16_000) and len(sound.latent) == 40
 
 
@@ -155,13 +157,20 @@ def test_lists_are_batches_in_the_order_that_was_asked_for(pipe, video, tmp_path
     assert relative_error(sounds[1].audio, alone.audio) < 1e-4
     mixed = [Request(prompt="a", duration=d, steps=2, seed=i) for i, d in enumerate([1.0, 0.64, 1.0, 0.64, 1.0])]
     assert [sound.request for sound in pipe(mixed, batch_size=1)] == mixed
-    sounds[0].save(tmp_path / "a.wav")
+    sounds[0].save(tmp_path / "new" / "a.wav")
     sounds[0].save(tmp_path / "a.mp4")
-    assert len(soundfile.read(tmp_path / "a.wav")[0]) == 16_000 and media.probe(tmp_path / "a.mp4").has_audio
+    with soundfile.SoundFile(tmp_path / "new" / "a.wav") as file:
+        assert file.title == "rain" and json.loads(file.comment)["seed"] == 1
+    assert len(soundfile.read(tmp_path / "new" / "a.wav")[0]) == 16_000 and media.probe(tmp_path / "a.mp4").has_audio
     with pytest.raises(UserError, match="for no video"):
         alone.save(tmp_path / "b.mp4")
     provenance = alone.provenance
     assert provenance["model"] == "small_16k" and len(provenance["weights"]["small_16k"]) == 64
+
+
+def test_a_prompt_that_is_cut_is_told(pipe):
+    with pytest.warns(UserWarning, match="CLIP reads the prompt up to “…rain rain.*”, not “rain"):
+        pipe(prompt="rain " * 80, **SHORT)
 
 
 def test_several_devices_make_the_same_sounds(pipe, small_weights):

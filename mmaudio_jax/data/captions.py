@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 VOCABULARY = Path(__file__).parent / "clip_vocabulary"
 CONTEXT_LENGTH = 77
+AROUND = 30  # characters on both sides of a cut that a remark shows
 START, END, PAD = 49406, 49407, 0
 WORD = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""  # what byte-pair encoding never crosses
 
@@ -50,6 +51,14 @@ def cut(caption: str) -> tuple[str, str] | None:
         return None
     _, end = encoded["offset_mapping"][CONTEXT_LENGTH - 2]  # then comes the end
     return text[:end], text[end:]
+
+
+def remark_of_cut(prompt: str) -> str:
+    """Where CLIP stops reading a prompt that does not fit, with the words on both sides; empty if all of it fits."""
+    if (parts := cut(prompt)) is None:
+        return ""
+    read, rest = (text.strip() for text in parts)
+    return f"CLIP reads the prompt up to “…{read[-AROUND:]}”, not “{rest[:AROUND]}…”"
 
 
 def _encode(caption: str) -> list[int]:

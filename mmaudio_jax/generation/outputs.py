@@ -1,7 +1,6 @@
 """What a sound becomes: its files, what they tell of it, and what is remarkable in it."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,9 +69,8 @@ class Outputs:
             raise UserError("the sound is not finite; another seed, or less guidance, may give one that is")
         wave, gain, remark = loudness.normalise(sound.audio, rate, self.loudness)
         checks = quality.inspect(wave, rate, round(request.duration * rate))
-        warnings, record = [*checks["warnings"], *([remark] if remark else [])], record_of(sound)
-        comment = json.dumps(record, ensure_ascii=False)
-        tags = {"title": request.prompt, "comment": comment}
+        warnings, record = [*checks["warnings"], *([remark] if remark else [])], sound.record
+        tags = sound.tags
         files = self.files(folder, "sound", request)
         audio.write_audio(files["sound"], wave, rate, tags)
         if "video" in files:
@@ -87,11 +85,3 @@ class Outputs:
             files["latent"].write_bytes(safetensors.numpy.save({"latent": sound.latent}, tags))
         about = {"loudness": self.loudness, "gain_db": round(gain, 2), "checks": checks}
         return Written(files, record | about, warnings)
-
-
-def record_of(sound: "Sound") -> dict[str, Any]:
-    """How a sound came about, as JSON: the request, with the name of its video; then model, adapters, versions."""
-    fields = dataclasses.asdict(sound.request)
-    fields |= {name: fields[name] and Path(fields[name]).name for name in ("video", "image")}
-    given = {name: value for name, value in fields.items() if value not in (None, "") and name != "adapters"}
-    return {**given, **sound.provenance}

@@ -18,14 +18,13 @@ import tqdm
 from mmaudio_jax import errors, numerics
 from mmaudio_jax.data import captions
 from mmaudio_jax.data.part import WHOLE, PartName
-from mmaudio_jax.decoding import fitted, read_ahead
+from mmaudio_jax.decoding import NoProcess, fitted, read_ahead, remark_of_length
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.features import FeatureCache, FeatureReader, read_item
 from mmaudio_jax.generation.manifest import Manifest
 from mmaudio_jax.generation.outputs import Outputs
 from mmaudio_jax.generation.tasks import Failure, Task, task_key
 from mmaudio_jax.request import AdapterUse, Request
-from mmaudio_jax.sequence import ROUNDING
 
 if TYPE_CHECKING:  # it loads the networks' code
     from mmaudio_jax.pipeline import Features, Generated, Sound
@@ -35,7 +34,6 @@ WRITERS = 4  # threads that write results
 WAITING = 16  # sounds that wait to be written, at most
 ENCODERS = ("clip", "synchformer")  # of what is seen
 LISTED = 10  # sounds whose files are told at the end, at most
-AROUND = 30  # characters on both sides of a cut that a warning shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,18 +184,16 @@ class _Run:
         requests = [task.request for task in tasks]
         with read_ahead(requests, fitted, self._workers(requests)) as ahead:
             for task, (asked, future) in zip(tasks, ahead, strict=True):
-                for prompt in filter(None, map(captions.cut, (asked.prompt, asked.negative_prompt))):
-                    read, rest = (text.strip() for text in prompt)
-                    cut_at = f"up to “…{read[-AROUND:]}”, not “{rest[:AROUND]}…”"
-                    self._say(task, "warning", f"CLIP reads the prompt {cut_at}")
+                for remark in filter(None, map(captions.remark_of_cut, (asked.prompt, asked.negative_prompt))):
+                    self._say(task, "warning", remark)
                 try:
                     request = _result(future)
                 except UserError as error:
+                    self._must_go_on(error)
                     self._fail(task, str(error))
                     continue
-                if request.duration < asked.duration - ROUNDING:
-                    there = f"{request.duration:.2f} s, not {asked.duration:g} s"
-                    self._say(task, "warning", f"{asked.video} has {there}; its sound is as short")
+                if shorter := remark_of_length(asked, request):
+                    self._say(task, "warning", shorter)
                 yield dataclasses.replace(task, request=request)
 
     def _workers(self, requests: Sequence[Request | None]) -> int:
@@ -300,7 +296,9 @@ class _Run:
         self.bar.update()
 
     def _must_go_on(self, error: Exception) -> None:
-        """Ends the run if the disk is full, as all that follows would fail as well."""
+        """Ends the run if the disk is full, or no process can start, as all that follows would fail as well."""
+        if isinstance(error, NoProcess):
+            raise error
         if errors.FULL in str(error):
             raise OSError(errno.ENOSPC, errors.FULL, str(self.settings.out)) from None
 
