@@ -169,7 +169,7 @@ def test_lists_are_batches_in_the_order_that_was_asked_for(pipe, video, tmp_path
 
 
 def test_a_prompt_that_is_cut_is_told(pipe):
-    with pytest.warns(UserWarning, match="CLIP reads the prompt up to “…rain rain.*”, not “rain"):
+    with pytest.warns(UserWarning, match="CLIP reads the prompt up to “….*rain rain”, not “rain"):
         pipe(prompt="rain " * 80, **SHORT)
 
 
