@@ -29,7 +29,7 @@ def loss(model, batch, key):
 @pytest.mark.parametrize(
     ("trained", "products"),
     # both forward; each kernel's gradient; the first kernel's goes through the second layer
-    [({"first.kernel", "second.kernel"}, 2 + 2 + 1), ({"second.kernel"}, 2 + 1), ({"first.kernel"}, 2 + 1 + 1)],
+    [(["first.kernel", "second.kernel"], 2 + 2 + 1), (["second.kernel"], 2 + 1), (["first.kernel"], 2 + 1 + 1)],
     ids=str,
 )
 def test_the_products_of_a_gradient(trained, products):
