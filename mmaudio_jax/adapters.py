@@ -59,7 +59,8 @@ def difference(trained: "Adapter") -> Difference:
         layer: (*(trained.params[f"{layer}.lora_{ab}"] for ab in "ab"), jnp.float32(trained.lora.scale_of(target)))
         for layer, target in owner.items()
     }
-    return Difference(leaves, {})
+    whole = {path: leaf for path, leaf in trained.params.items() if not path.endswith((".lora_a", ".lora_b"))}
+    return Difference(leaves, whole)
 
 
 @jax.jit

@@ -71,7 +71,7 @@ def augment(
         "sync_f": model.empty_sync_feat[...],
         "text_f": model.empty_string_feat[...],
     }
-    features = {name: batch[name] for name in there}
+    features = {name: batch[name].astype(jnp.float32) for name in there}
     if config.feature_noise:
         keys = {"clip_f": clip_keys, "sync_f": sync_keys}
         features |= {name: noisy(keys[name], features[name], config) for name in VIDEO}

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import math
 import multiprocessing
 import os
 import signal
@@ -23,14 +22,13 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.request import Request
 from mmaudio_jax.sequence import (
     CLIP_FPS,
-    MAX_DURATION,
     MIN_DURATION,
     MODES,
     ROUNDING,
     SYNC_FPS,
-    SYNC_STRIDE,
     VAE_FACTOR,
     lengths,
+    next_length,
 )
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
@@ -144,10 +142,7 @@ def fitted(request: Request) -> Request:
             f"{source}: too short: from {request.start:g} s on, the video has {max(there, 0):.3f} s; {MIN_DURATION} s "
             "are needed"
         )
-    stride = SYNC_STRIDE / SYNC_FPS
-    made = MIN_DURATION + stride * math.ceil((there - MIN_DURATION - ROUNDING) / stride)
-    made = min(round(made, 2), request.duration, MAX_DURATION)
-    return dataclasses.replace(request, duration=there, made=max(made, there))
+    return dataclasses.replace(request, duration=there, made=min(next_length(there), request.duration))
 
 
 def remark_of_length(asked: Request, request: Request) -> str:
@@ -170,7 +165,7 @@ def read_pictures(request: Request) -> Pictures | None:
     if request.video is None:
         return None
     made = request.made or request.duration
-    counts = (int(CLIP_FPS * made), int(SYNC_FPS * made))
+    counts = (int(round(fps * made, 6)) for fps in (CLIP_FPS, SYNC_FPS))
     found = media.read_frames(request.video, request.start, request.duration)
     return Pictures(*(_held(frames, count) for frames, count in zip(found, counts, strict=True)))
 

@@ -27,7 +27,7 @@ import tqdm
 from mmaudio_jax.data import part
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.clips import Clip
-from mmaudio_jax.data.example import Metadata, check_arrays
+from mmaudio_jax.data.example import Metadata, check_arrays, widened
 from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
 from mmaudio_jax.data.shard import Records
@@ -73,7 +73,7 @@ def extract(
         mode: '16k' or '44k'.
         duration: seconds of each clip, from its start.
         name: which part of how many.
-        dtype: that conditions are stored in, of `part.DTYPES`.
+        dtype: that conditions are stored in, of `example.DTYPES`.
         short: what becomes of clips that are too short, of `decoding.SHORT`.
         workers: processes that decode, as in `decoding.read_ahead`.
 
@@ -187,7 +187,7 @@ class _Old:
 
     def read(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of a record."""
-        return part.unpack(self._records[self.keys[key]])
+        return widened(part.unpack(self._records[self.keys[key]]))
 
     def is_as(self, rows: Sequence[Row], failed: Sequence[Row], clips: str) -> bool:
         """Whether it is what would be made."""
@@ -310,7 +310,7 @@ def _work(out: Path, name: PartName) -> Iterator[Path]:
                 ended = True
             finally:
                 if ended or not [*work.glob("records/*"), *work.glob("old")]:
-                    shutil.rmtree(work)
+                    shutil.rmtree(work, ignore_errors=True)  # another part may just be handing over a record
                     if set(out.iterdir()) == {lock}:  # nothing came of it
                         lock.unlink()
                         out.rmdir()
@@ -338,7 +338,7 @@ def _read(work: Path, key: str) -> dict[str, np.ndarray]:
     """A record that was done; one that a power failure left damaged is removed."""
     file = _record(work, key)
     try:
-        return part.unpack(file.read_bytes())
+        return widened(part.unpack(file.read_bytes()))
     except ValueError as error:
         file.unlink()
         raise UserError(f"{file} was damaged ({error}) and is removed; start the same command again") from None

@@ -11,7 +11,7 @@ import jax
 
 from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.clips import read_clips
-from mmaudio_jax.data.part import DTYPES
+from mmaudio_jax.data.example import DTYPES
 from mmaudio_jax.decoding import SHORT, WORKERS
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=8.0, help="seconds of each clip, from its start_time")
     short_help = f"clips that last less: pad those of {MIN_DURATION} s and more with silence and their last frame"
     parser.add_argument("--short", choices=SHORT, default="skip", help=short_help)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the CLIP and sync features in the set")
+    parser.add_argument(
+        "--dtype", choices=[*DTYPES], default="float32", help="of the CLIP and sync features in the set"
+    )
     shard_help = "make part I of N, from 0 (by default as SLURM says, or all)"
     parser.add_argument("--shard", metavar="I/N", default=argparse.SUPPRESS, help=shard_help)
     workers_help = "processes that decode, 500 MB each; 0: threads, and a decoder's crash ends the extraction"

@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import os
 import platform
 import shutil
@@ -9,6 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmaudio_jax.errors import UserError
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sibling(path: Path) -> Path:

@@ -83,7 +83,7 @@ def _latents(
     params = sharding.gather({**frozen, **trained}, mesh)
 
     def given(name: str, empty: str, there: str):
-        return jnp.where(examples[there][:, None, None], examples[name], params[empty])
+        return jnp.where(examples[there][:, None, None], examples[name].astype(jnp.float32), params[empty])
 
     conditions = (
         given("clip_f", "empty_clip_feat", "has_video"),

@@ -85,10 +85,11 @@ def features(model: MMAudio, batch: Batch, draws: Draws) -> tuple[Array, Array, 
     no_clip = no_video | draws.drop_clip[:, None, None]
     no_sync = no_video | draws.drop_sync[:, None, None]
     no_text = (draws.drop_text | ~batch["has_text"])[:, None, None]
+    clip_f, sync_f, text_f = (batch[name].astype(jnp.float32) for name in ("clip_f", "sync_f", "text_f"))
     return (
-        jnp.where(no_clip, model.empty_clip_feat[...], batch["clip_f"]),
-        jnp.where(no_sync, model.empty_sync_feat[...], batch["sync_f"]),
-        jnp.where(no_text, model.empty_string_feat[...], batch["text_f"]),
+        jnp.where(no_clip, model.empty_clip_feat[...], clip_f),
+        jnp.where(no_sync, model.empty_sync_feat[...], sync_f),
+        jnp.where(no_text, model.empty_string_feat[...], text_f),
     )
 
 

@@ -1,6 +1,7 @@
 """From videos, pictures and words to sound: `from mmaudio_jax import Pipeline`."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import warnings
@@ -36,7 +37,7 @@ class Features(NamedTuple):
     negative_f: Float[np.ndarray, "t e"] | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sound:
     """A generated sound, and how it came about.
 
@@ -217,13 +218,23 @@ class Pipeline:
         return self.adapters if request.adapters is None else request.adapters
 
     def key(self, request: Request) -> tuple:
-        """Requests of the same may share a batch: lengths of the streams, and adapters."""
+        """Requests of the same may share a batch: lengths of the streams, by which programs compile, and adapters."""
         return request.lengths(self.mode), self.uses(request)
 
     def provenance(self, request: Request) -> dict[str, Any]:
-        """As `pipeline.provenance`, of this model with the adapters of a request."""
+        """As `pipeline.provenance`, of this model with the adapters of a request, and what its numbers depend on."""
+        adapters = self.flow.described(self.uses(request))
+        return {**self._provenance, "adapters": adapters, "numerics": self.encoders.numerics}
+
+    @functools.cached_property
+    def _provenance(self) -> dict[str, Any]:
         directory = self.flow.base.directory
-        return provenance(directory.parent, directory.name, self.flow.described(self.uses(request)))
+        return provenance(directory.parent, directory.name)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """{network: hash of its weights} of all that are there."""
+        return self._provenance["weights"]
 
     def features(self, pictures: Pictures | None, request: Request) -> Features:
         """The conditions of one sample.
@@ -266,7 +277,7 @@ class Pipeline:
         filled = [*requests, *[requests[0]] * (capacity - len(requests))]  # samples nobody looks at
         noise = sampling.initial_noise([r.seed for r in filled], length.latent, self.mode.latent_dim)
         own = [solvers.table(request.solver, request.steps, request.shift) for request in requests]
-        tables = [*own, *[solvers.Table(*[np.zeros(0)] * 4)] * (capacity - len(requests))]
+        tables = [*own, *[solvers.NONE] * (capacity - len(requests))]
         params = self.flow.params(self.uses(requests[0]))
         latents = sampling.sample(
             self._flow_def,
@@ -371,17 +382,22 @@ class Batch(NamedTuple):
 def pack(requests: Sequence[Request], key: Callable[[Request], tuple], most: int) -> list[Batch]:
     """Batches of requests of one key each, of at most so many rows; those of a key are evenly full.
 
-    The batches of a key have one capacity, so that one program serves them. Requests that take equally many evaluations
-    come together, as a batch lasts as long as its longest.
+    Batches whose keys begin alike, with the length, have one capacity, so that one program serves them. Requests that
+    take equally many evaluations come together, as a batch lasts as long as its longest.
     """
     groups: dict[tuple, list[int]] = {}
     for i, request in enumerate(requests):
         groups.setdefault(key(request), []).append(i)
-    return [batch for group in groups.values() for batch in _split(requests, group, most)]
+    split = {key: _split(requests, group, most) for key, group in groups.items()}
+    capacity = {
+        length: max(rows for key, batches in split.items() if key[0] == length for _, rows in batches)
+        for length in {key[0] for key in split}
+    }
+    return [Batch(places, capacity[key[0]]) for key, batches in split.items() for places, _ in batches]
 
 
-def _split(requests: Sequence[Request], group: list[int], most: int) -> list[Batch]:
-    """The batches of one key."""
+def _split(requests: Sequence[Request], group: list[int], most: int) -> list[tuple[list[int], int]]:
+    """The batches of one key, and the rows of each."""
     total = sum(requests[i].branches for i in group)
     share = -(-total // -(-total // most))  # rows of each, were they all the same
     batches: list[list[int]] = []
@@ -392,7 +408,7 @@ def _split(requests: Sequence[Request], group: list[int], most: int) -> list[Bat
             rows.append(0)
         batches[-1].append(i)
         rows[-1] += requests[i].branches
-    return [Batch(places, max(rows)) for places in batches]
+    return list(zip(batches, rows, strict=True))
 
 
 def _spread(fields: Mapping[str, Any]) -> Request | list[Request]:
@@ -400,7 +416,7 @@ def _spread(fields: Mapping[str, Any]) -> Request | list[Request]:
     unknown = fields.keys() - {field.name for field in dataclasses.fields(Request)}
     if unknown:
         raise UserError(f"a request has no {', '.join(sorted(unknown))}")
-    listed = {name: value for name, value in fields.items() if isinstance(value, list)}
+    listed = {name: value for name, value in fields.items() if isinstance(value, list) and name != "adapters"}
     if not listed:
         return Request(**fields)
     counts = {name: len(value) for name, value in listed.items()}

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+import numbers
 from pathlib import Path
 from typing import NamedTuple
 
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION, AudioMode, Lengths, lengths
+from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION, ROUNDING, AudioMode, Lengths, lengths
 from mmaudio_jax.solvers import MAX_STEPS, SOLVERS
 
 MAX_STRENGTH = 100.0  # of guidance; what is asked for beyond it is a slip of the hand
@@ -55,13 +56,13 @@ class Request:
         steps: evaluations of the network; the midpoint method takes two a step.
         solver: a key of `solvers.SOLVERS`.
         shift: of the times of the steps, see `solvers.times`; 1: equal steps.
-        cfg_strength: guidance by video and words, arXiv 2207.12598; below 1 there is none.
+        cfg_strength: guidance by video and words, arXiv 2207.12598; up to 1 there is none.
         video_strength: guidance by the video where it is to be another than that by the words, which `cfg_strength` is
-            then (arXiv 2211.09800, equation 3); None: one for both.
+            then, also below 1 (arXiv 2211.09800, equation 3); None: one for both. Words alone know no other.
         use_clip: false leaves the CLIP features of the video out, so that its motion alone drives the sound.
-        adapters: of the model; None: those that the pipeline was loaded with.
-        made: seconds that the network makes, of which `duration` are kept; None: as many as are kept. `decoding.fitted`
-            sets it where a video ends before, so that few lengths compile.
+        adapters: of the model, also as `parse_adapters` reads them; None: those that the pipeline was loaded with.
+        made: seconds that the network makes, of which `duration` are kept; None: as many as are kept. It is set where
+            not the user but a file or a list says how long a sound is, so that few lengths compile.
     """
 
     video: Path | None = None
@@ -84,6 +85,11 @@ class Request:
         for name in ("video", "image"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(value))
+        if self.adapters is not None:
+            uses = parse_adapters(self.adapters) if isinstance(self.adapters, str) else tuple(self.adapters)
+            object.__setattr__(self, "adapters", uses)
+        if self.image is not None and not self.use_clip:
+            raise UserError(f"{self.image} is a still picture, which only CLIP sees: without it nothing is seen")
         if self.video is not None and self.image is not None:
             raise UserError(f"{self.video} and {self.image} are given; a sound is made for one of them")
         if self.video is None and self.image is None and not self.prompt.strip():
@@ -94,6 +100,8 @@ class Request:
             raise UserError(f"start is {self.start:g}; it must be a number of seconds from 0 on")
         if not MIN_DURATION <= self.duration <= MAX_DURATION:
             raise UserError(f"duration is {self.duration:g}; it must lie in [{MIN_DURATION}, {MAX_DURATION:g}] seconds")
+        if self.made is not None and not self.duration - ROUNDING <= self.made <= MAX_DURATION:
+            raise UserError(f"made is {self.made:g}; it must lie in [duration, {MAX_DURATION:g}] seconds")
         self._check_whole("seed", 0, MAX_SEED - 1)
         if self.solver not in SOLVERS:
             raise UserError(f"solver is {self.solver!r}; it must be one of {', '.join(SOLVERS)}")
@@ -110,8 +118,9 @@ class Request:
 
     def _check_whole(self, name: str, least: int, most: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= value <= most:
             raise UserError(f"{name} is {value}; it must be a whole number from {least} to {most}")
+        object.__setattr__(self, name, int(value))
 
     @property
     def branches(self) -> int:
@@ -119,7 +128,7 @@ class Request:
         shown = self.video is not None or self.image is not None
         if self.video_strength not in (None, self.cfg_strength) and shown:
             return 3
-        return 2 if self.cfg_strength >= 1 else 1
+        return 2 if self.cfg_strength > 1 else 1
 
     def lengths(self, mode: AudioMode) -> Lengths:
         """Of the streams of the network; requests of the same may share a batch."""

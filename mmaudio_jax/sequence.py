@@ -59,15 +59,21 @@ def lengths(duration: float, mode: AudioMode) -> Lengths:
     """
     if not MIN_DURATION <= duration <= MAX_DURATION:
         raise UserError(f"a duration of {duration:g} s is not possible: from {MIN_DURATION} to {MAX_DURATION:g} s are")
-    sync_frames = int(SYNC_FPS * duration)
+    sync_frames = int(round(SYNC_FPS * duration, 6))  # 25 · 9.28 is a little less than 232
     latent = math.ceil(duration * mode.sample_rate / mode.hop / VAE_FACTOR)
     return Lengths(
         latent=latent,
-        clip=int(CLIP_FPS * duration),
+        clip=int(round(CLIP_FPS * duration, 6)),
         sync=SYNC_FEATURES * sync_segments(sync_frames),
         sync_frames=sync_frames,
         samples=latent * VAE_FACTOR * mode.hop,
     )
+
+
+def next_length(seconds: float) -> float:
+    """The next of the lengths 0.64, 0.96, 1.28, … s, each a sync segment longer: few lengths, so few programs."""
+    stride = SYNC_STRIDE / SYNC_FPS
+    return round(MIN_DURATION + stride * math.ceil(round((seconds - MIN_DURATION) / stride, 6)), 2)
 
 
 def sync_segments(frames: int) -> int:

@@ -32,6 +32,7 @@ class Table(NamedTuple):
 
 
 REST = Table(1.0, 0.0, 0.0, True)  # an evaluation that changes nothing
+NONE = Table(*(np.zeros(0, np.float32) for _ in range(3)), np.zeros(0, bool))  # of a sample nobody looks at
 
 
 class Solver(NamedTuple):

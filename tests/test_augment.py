@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -163,3 +164,13 @@ def test_eight_devices_augment_as_one_does_and_gather_nothing(model, batch, one_
         found.append(jax.device_get(step(*arguments)))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_features_in_bfloat16_count_as_the_same_ones_in_float32(model, batch):
+    """Whatever is done to them: the devices widen them first."""
+    stored = {name: batch[name].astype(ml_dtypes.bfloat16) for name in FEATURES}
+    wide = {name: value.astype(np.float32) for name, value in stored.items()}
+    for config in (OFF, ALL):
+        loss = objective.make_loss(DROPPING, (), config)
+        one, other = (gradient(model, loss, {**batch, **features}) for features in (stored, wide))
+        jax.tree.map(np.testing.assert_array_equal, one, other)

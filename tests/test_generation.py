@@ -102,7 +102,7 @@ def seconds(path):
 
 
 def times(out):
-    return {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != ".tsv"}
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("[!.]*") if path.suffix != ".tsv"}
 
 
 def test_a_batch_with_bad_rows(batch):
@@ -119,7 +119,7 @@ def test_a_batch_with_bad_rows(batch):
     assert [row["id"] for row in failed] == ["endless", "outside", "broken"]
     assert "duration is 36000" in failed[0]["reason"] and failed[0]["row"] == f"{batch / 'rows.tsv'} row 8"
     assert "leads out of" in failed[1]["reason"] and "not a media file" in failed[2]["reason"]
-    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in out.glob(".*")] == [".manifest.jsonl.lock"]
 
 
 def test_every_result_says_how_it_came_about(batch):
@@ -180,7 +180,10 @@ def test_files_of_others_are_kept_unless_asked(run, videos, tmp_path):
     (out / "rain.wav").write_text("mine")
     code, _, error = run("--prompt", "rain", "--out", out)
     assert code == 1 and f"{out / 'rain.wav'} exists already; choose another --out or --name" in error
-    assert (out / "rain.wav").read_text() == "mine" and sorted(os.listdir(out)) == ["failed.tsv", "rain.wav"]
+    assert (out / "rain.wav").read_text() == "mine" and sorted(path.name for path in out.glob("[!.]*")) == [
+        "failed.tsv",
+        "rain.wav",
+    ]
     assert run("--prompt", "rain", "--out", out, "--overwrite")[0] == 0
     assert len(soundfile.read(out / "rain.wav")[0]) == LENGTH and not (out / "failed.tsv").exists()
     video = videos / "scene_00000.mp4"
@@ -198,13 +201,16 @@ def test_folders_pictures_samples_and_settings(run, tmp_path):
     (source / "below").mkdir(parents=True)
     write_media(source / "below" / "short.mp4", count=20)
     write_media(source / "still.png", count=1, codec="png", pix_fmt="rgb24")
-    flags = ["--samples", 2, "--name", "{seed}/{id}", "--format", "flac", "--latents", "--no_picture", "--no_clip"]
+    flags = ["--samples", 2, "--name", "{seed}/{id}", "--format", "flac", "--latents", "--no_picture"]
     code, said, error = run(source, "--out", out, "--prompt", "a ball", "--seed", 5, *flags, "--no_video")
     assert code == 0, error
     assert "short.mp4 has 0.80 s, not 1 s; its sound is as short" in error and "4 sound(s) are in" in said
-    made = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} - {"manifest.jsonl"}
+    made = {str(path.relative_to(out)) for path in out.rglob("[!.]*") if path.is_file()} - {"manifest.jsonl"}
     kinds = ("flac", "safetensors")
-    assert not any(line["use_clip"] for line in lines(out).values())
+    motion = tmp_path / "motion"
+    code, _, error = run(source, "--out", motion, "--no_clip", "--no_picture", "--no_video")
+    assert code == 1 and "still.png is a still picture, which only CLIP sees" in error
+    assert [line["use_clip"] for line in lines(motion).values()] == [False]
     assert made == {f"{seed}/{id}.{kind}" for seed in (5, 6) for id in ("below/short", "still") for kind in kinds}
     assert len(soundfile.read(out / "5/below/short.flac")[0]) == 12_800
     with safetensors.safe_open(out / "5/still.safetensors", "numpy") as file:
@@ -261,7 +267,7 @@ def test_parts_of_a_batch_make_the_whole(run, tmp_path):
     for i, made in enumerate((2, 1)):
         code, said, _ = run("--rows", table, "--out", out, "--shard", f"{i}/2", "--no_picture")
         assert code == 0 and f"{made} sound(s) are in" in said
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
         *("0.wav", "1.wav", "2.wav", "manifest-00000-of-00002.jsonl", "manifest-00001-of-00002.jsonl")
     ]
     code, said, _ = run("--rows", table, "--out", out, "--no_picture")
@@ -317,7 +323,7 @@ def test_a_disk_that_fills_ends_the_run_and_a_restart_goes_on(run, tmp_path, mon
     monkeypatch.undo()
     code, said, _ = run("--rows", table, "--out", out, "--no_picture")
     assert code == 0 and "6 sound(s) are in" in said and "2 of them from before" in said
-    assert sorted(path.name for path in out.iterdir()) == [*(f"{i}.wav" for i in range(6)), "manifest.jsonl"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == [*(f"{i}.wav" for i in range(6)), "manifest.jsonl"]
 
 
 def test_a_sound_that_cannot_be_written_costs_itself_alone(run, tmp_path, monkeypatch):
@@ -336,7 +342,7 @@ def test_a_sound_that_cannot_be_written_costs_itself_alone(run, tmp_path, monkey
     assert code == 1 and "row 2: the sound is not finite" in error and "2 of 6 made; 4 failed" in error
     assert "row 3: KeyError: 'what a library raises'" in error and error.count("row 3") == 1
     names = ["failed.tsv", "manifest.jsonl", "three_0.wav", "three_1.wav"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == names
 
 
 def test_too_little_memory_is_one_sentence(run, tmp_path, monkeypatch):

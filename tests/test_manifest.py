@@ -39,7 +39,7 @@ def commit(at_work, name, key, suffixes=("wav",), content="sound"):
 
 
 def names(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def test_a_sound_is_finished_while_its_files_are_what_was_written(out):

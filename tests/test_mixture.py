@@ -17,10 +17,10 @@ from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.errors import UserError
 
 
-def write(path, count, first=1, mode="16k", duration=1.0, video=True, encoders=None, sources=None):
+def write(path, count, first=1, mode="16k", duration=1.0, video=True, encoders=None, sources=None, dtype="float32"):
     """A set whose every example holds its own number throughout, from `first`."""
     shapes = example_shapes(mode, duration, clip_dim=4, sync_dim=4, text_dim=4)
-    with FeatureWriter(path, mode, duration, shapes, encoders) as writer:
+    with FeatureWriter(path, mode, duration, shapes, encoders, dtype) as writer:
         for i in range(count):
             arrays = {k: np.full(v, first + i, np.float32) for k, v in shapes.items() if video or k not in VIDEO}
             source = sources[i] if sources else f"{path.name}{i}"
@@ -194,3 +194,18 @@ def test_two_sets_of_one_name_are_refused(folder, tmp_path):
     write(tmp_path / "films", 1)
     with pytest.raises(UserError, match="are both called films, by which a set is told: rename one"):
         mixture.open_mixture(f"{folder}/films, {tmp_path}/films")
+
+
+@pytest.mark.parametrize(("others", "expected"), [("bfloat16", "bfloat16"), ("float32", "float32")])
+def test_features_come_as_they_are_stored_or_in_the_wider_dtype_of_two(tmp_path, others, expected):
+    write(tmp_path / "films", 3, 1, dtype="bfloat16")
+    write(tmp_path / "sounds", 3, 4, video=False, dtype=others)
+    mixed = mixture.open_mixture(f"{tmp_path}/films, {tmp_path}/sounds")
+    assert mixed.metadata.dtype == expected
+    for workers in (0, 1):
+        stream = training_batches(mixed, range(6), batch_size=6, seed=0, workers=workers)
+        batch = next(stream)
+        stream.close()
+        assert {str(batch[name].dtype) for name in ("clip_f", "sync_f", "text_f")} == {expected}
+        assert batch["mean"].dtype == np.float32
+        np.testing.assert_array_equal(batch["text_f"][:, 0, 0].astype(np.float32), batch["mean"][:, 0, 0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import av
 import jax
@@ -22,6 +23,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models import mmaudio
 from mmaudio_jax.models.vae import VAEConfig
 from mmaudio_jax.pipeline import Features, pack
+from mmaudio_jax.request import AdapterUse
 
 SHORT = dict(duration=1.0, steps=2)
 WORDS = ("rain", "a dog barks", "thunder")
@@ -103,6 +105,14 @@ def test_the_golden_latents_come_out_of_a_batch(golden, small_weights, tmp_path,
         if case != "sample_unnormalized":
             made = (made - params["latent_mean"]) / params["latent_std"]
         assert relative_error(made, expected[case]) <= 2e-5, case
+
+
+def test_a_batch_that_is_not_full_is_served_by_the_same_program(pipe):
+    one, other = (Request(prompt=words, cfg_strength=0.0, seed=1, **SHORT) for words in WORDS[:2])
+    make(pipe, one, other, capacity=2)
+    count = compiled()
+    make(pipe, other, capacity=2)
+    assert compiled() == count
 
 
 def test_guidance_by_video_and_words_apart(pipe, video):
@@ -215,6 +225,9 @@ def test_the_wrong_vae_is_refused(small_weights, tmp_path):
         ({"prompt": "x", "cfg_strength": float("nan")}, "cfg_strength is nan"),
         ({"prompt": "x", "video_strength": 101.0}, "video_strength is 101"),
         ({"prompt": "x", "start": 1.0}, "there is none"),
+        ({"prompt": "x", "made": 0.7}, "made is 0.7"),
+        ({"prompt": "x", "adapters": "runs/a*2"}, "write RUN or RUN"),
+        ({"image": "b.png", "use_clip": False}, "which only CLIP sees"),
         ({"video": "a.mp4", "image": "b.png"}, "for one of them"),
         *(({"prompt": "x", "duration": d}, f"duration is {d:g}; it must lie in") for d in (0.0, -1.0, 36000.0)),
     ],
@@ -222,6 +235,20 @@ def test_the_wrong_vae_is_refused(small_weights, tmp_path):
 def test_what_cannot_be_asked_for(fields, message):
     with pytest.raises(UserError, match=message):
         Request(**fields)
+
+
+def test_numbers_and_adapters_may_come_in_other_forms():
+    request = Request(prompt="x", seed=np.int64(3), adapters="runs/a*0.5, runs/b")
+    assert type(request.seed) is int and request.adapters == (
+        AdapterUse(Path("runs/a"), 0.5),
+        AdapterUse(Path("runs/b")),
+    )
+    assert Request(prompt="x", adapters=list(request.adapters)).adapters == request.adapters
+
+
+def test_guidance_of_one_is_none():
+    strengths = {0.0: 1, 1.0: 1, 1.5: 2}
+    assert {s: Request(prompt="x", cfg_strength=s).branches for s in strengths} == strengths
 
 
 def test_what_cannot_be_seen(video, tmp_path):
@@ -252,14 +279,15 @@ def test_batches_hold_everything_once_and_are_even(asked, most):
             self.key, self.branches, self.steps = key, branches, steps
 
     requests = [Asked(*each) for each in asked]
-    batches = pack(requests, lambda request: request.key, most)
+    batches = pack(requests, lambda request: (1.0, request.key), most)  # of one length
     assert sorted(i for batch in batches for i in batch.places) == list(range(len(requests)))
     for key in "ab":
         own = [batch for batch in batches if requests[batch.places[0]].key == key]
         assert all(requests[i].key == key for batch in own for i in batch.places)
-        assert len({batch.capacity for batch in own}) <= 1
-        for batch in own:
-            assert sum(requests[i].branches for i in batch.places) <= batch.capacity <= most
+        rows = [sum(requests[i].branches for i in batch.places) for batch in own]
+        assert len(own) <= 1 + 2 * (sum(rows) // max(most - 2, 1))  # few, each as full as the others
+        assert all(count <= batch.capacity <= most for count, batch in zip(rows, own, strict=True))
+    assert len({batch.capacity for batch in batches}) <= 1
 
 
 def save_picture(video, path):

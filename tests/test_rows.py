@@ -69,7 +69,8 @@ def test_a_table_of_clips_is_one_of_rows(folder):
     clip = {"id": "one", "video_path": "b.mp4", "start_time": 1, "end_time": 4, "caption": "hail", "title": "x"}
     warnings = []
     one, two = read(folder, clip, clip | {"end_time": 20}, warn=warnings.append)
-    assert one.request == Request(**DEFAULTS | dict(video=folder / "b.mp4", prompt="hail", start=1.0, duration=3.0))
+    given = dict(video=folder / "b.mp4", prompt="hail", start=1.0, duration=3.0, made=3.2)  # of the few lengths
+    assert one.request == Request(**DEFAULTS | given)
     assert two.request.duration == 8 and warnings == [f"{folder}/rows.tsv: columns that are not used: title"]
 
 

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {"mmaudio_jax.data.check.__main__", "mmaudio_jax.data.show"}  # they bring data and networks together
-MAKING_SOUND = set("checkpoint pipeline request sequence decoding measures numerics plots data errors files".split())
+MAKING_SOUND = set(
+    "checkpoint encoders pipeline request sequence decoding measures numerics plots data errors files".split()
+)
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
     for folder in ("mmaudio_jax", "convert", "configs", "benchmarks")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import threadpoolctl
 
 from mmaudio_jax.data.example import Example, FeatureSet
 from mmaudio_jax.data.memory import Memory
@@ -116,8 +117,9 @@ class _ReadBatch:
             for i in range(first, self._size, READ_THREADS):
                 place(i, self._read(start + i))
 
+        place(0, example)
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            for _ in pool.map(place_some, range(READ_THREADS)):
+            for _ in pool.map(place_some, range(1, READ_THREADS + 1)):
                 pass
         return batch
 
@@ -229,10 +231,12 @@ def _parse_flags() -> None:
 
 
 def live_with_parent(*_) -> None:
-    """Ends this worker when the run that started it is gone, as after a kill, where Grain's workers would wait forever;
-    and not before, on a SIGTERM to all of a job's processes: the run has examples to read until it has saved.
+    """What a worker does first. It ends when the run that started it is gone, as after a kill, where Grain's workers
+    would wait forever; and not before, on a SIGTERM to all of a job's processes: the run has examples to read until it
+    has saved. Its products take one thread.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threadpoolctl.threadpool_limits(1)  # there are as many workers as cores; and threads of BLAS may wait for ever
 
     def watch():
         multiprocessing.parent_process().join()

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import tqdm
 
@@ -20,9 +21,11 @@ VIDEO = ("clip_f", "sync_f")
 CONDITIONS = (*VIDEO, "text_f")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
 
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that conditions are stored in
+
 Example = dict[str, np.ndarray]
-"""mean, std (n, z), clip_f (c, ·), sync_f (s, ·), text_f (t, ·) float32; has_video, has_text bool; latents int32: how
-many of the n latent frames are the clip's own, before the padding."""
+"""mean, std (n, z) float32; clip_f (c, ·), sync_f (s, ·), text_f (t, ·) of the set's dtype; has_video, has_text bool;
+latents int32: how many of the n latent frames are the clip's own, before the padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Metadata:
         shapes: {array: (length, channels)} of mean, std, clip_f, sync_f and text_f.
         count: number of examples.
         encoders: {network: fingerprint of its weights}, where known.
-        dtype: that clip_f, sync_f and text_f are stored in, 'float32' or 'bfloat16'; they are read as float32.
+        dtype: that clip_f, sync_f and text_f are stored in and reach the devices in, a key of `DTYPES`.
     """
 
     mode: str
@@ -60,8 +63,27 @@ def example_shapes(
     }
 
 
-def check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
+def widened(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, those in bfloat16 as float32, of which it is the upper half.
+
+    ml_dtypes' own conversion takes several times as long.
+    """
+    return {name: _widened(array) if array.dtype == ml_dtypes.bfloat16 else array for name, array in arrays.items()}
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
+
+
+def check_shapes(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]], dtype: str = "float32"
+) -> None:
     """Checks what an example has: mean and std always; clip_f and sync_f both or not; text_f and latents or not.
+
+    Args:
+        arrays: of the example.
+        shapes: that they must have.
+        dtype: that clip_f, sync_f and text_f must have; mean and std are float32.
 
     Raises:
         ValueError: naming the array that is missing, does not belong there, has another shape or type, or is no number
@@ -78,9 +100,9 @@ def check_shapes(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[in
             raise ValueError(f"{name} is missing")
         if name not in shapes:
             raise ValueError(f"{name} does not belong to a feature example")
-        array = arrays[name]
-        if array.dtype != np.float32 or array.shape != tuple(shapes[name]):
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, not float32 {tuple(shapes[name])}")
+        array, wanted = arrays[name], dtype if name in CONDITIONS else "float32"
+        if array.dtype != DTYPES[wanted] or array.shape != tuple(shapes[name]):
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {wanted} {tuple(shapes[name])}")
 
 
 def check_arrays(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -201,9 +223,10 @@ class StoredFeatures(FeatureSet):
         """As of `FeatureSet`."""
         index = range(len(self))[index]
         with self._naming(index):
-            arrays = self.read(index)
-            check_shapes(arrays, self.metadata.shapes)
-        zeros = {k: np.zeros(shape, np.float32) for k, shape in self.metadata.shapes.items() if k not in arrays}
+            arrays = self.read_stored(index)
+            check_shapes(arrays, self.metadata.shapes, self.metadata.dtype)
+        dtype = DTYPES[self.metadata.dtype]
+        zeros = {name: np.zeros(self.metadata.shapes[name], dtype) for name in CONDITIONS if name not in arrays}
         latents = np.int32(arrays.get("latents", self.metadata.shapes["mean"][0]))
         has_video, has_text = np.bool_("clip_f" in arrays), np.bool_("text_f" in arrays)
         return arrays | zeros | {"has_video": has_video, "has_text": has_text, "latents": latents}
@@ -226,7 +249,11 @@ class StoredFeatures(FeatureSet):
 
     @abc.abstractmethod
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """The arrays that are stored for one example, without what it lacks; a ValueError if they cannot be read."""
+        """The arrays of one example in float32, without what it lacks; a ValueError if they cannot be read."""
+
+    def read_stored(self, index: int) -> dict[str, np.ndarray]:
+        """As of `read`, clip_f, sync_f and text_f in the dtype that they are stored in."""
+        return self.read(index)
 
     def read_guarded(self, index: int) -> dict[str, np.ndarray]:
         """As of `read`, also a ValueError if they are not those that a hash was kept of, where one was."""

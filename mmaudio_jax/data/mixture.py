@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmaudio_jax.data.example import Example, FeatureSet, Metadata, StoredFeatures
+from mmaudio_jax.data.example import Example, FeatureSet, Metadata, StoredFeatures, widened
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.errors import UserError
 
@@ -88,7 +88,10 @@ class Mixture(FeatureSet):
     def __getitem__(self, index: int) -> Example:
         """The example; errors as of its set."""
         place, within = self.locate(range(len(self))[index])
-        return self.sets[place][within] | {"set": np.int32(place)}
+        example = self.sets[place][within]
+        if self.sets[place].metadata.dtype != self.metadata.dtype:
+            example = widened(example)
+        return example | {"set": np.int32(place)}
 
     def check_example(self, index: int) -> None:
         """As of its set."""
@@ -144,6 +147,7 @@ def _common(sets: Sequence[StoredFeatures], names: Sequence[str]) -> Metadata:
     return dataclasses.replace(
         first.metadata,
         count=sum(len(features) for features in sets),
+        dtype=first.metadata.dtype if len({features.metadata.dtype for features in sets}) == 1 else "float32",
         encoders={network: fingerprint for network, (fingerprint, _) in encoders.items()},
     )
 

@@ -16,19 +16,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from jaxtyping import UInt8
 
-from mmaudio_jax.data.example import CONDITIONS, Metadata, check_arrays, example_shapes
+from mmaudio_jax.data.example import CONDITIONS, DTYPES, Metadata, check_arrays, example_shapes
 from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import sha256
 
 SCHEMA_VERSION, OLDEST = 3, 2  # what is written, and what is still read: without `ids`
 METADATA, TABLE, FAILED = "metadata.json", "clips.tsv", "failed.tsv"
-DTYPES = ("float32", "bfloat16")  # that conditions are stored in
-STORED = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "I32": np.dtype(np.int32)}
+STORED = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "I32": np.dtype(np.int32)}
 SHARD_BYTES = 256 * 2**20  # of records in a shard at most; one that is larger has a shard of its own
 
 
@@ -57,14 +56,14 @@ WHOLE = PartName(0, 1)
 
 def pack(arrays: Mapping[str, np.ndarray], dtype: str) -> bytes:
     """The record of an example: its conditions in `dtype`, one of `DTYPES`, the rest as it is."""
-    kinds = dict.fromkeys(CONDITIONS, ml_dtypes.bfloat16 if dtype == "bfloat16" else None)
+    kinds = dict.fromkeys(CONDITIONS, DTYPES[dtype] if dtype == "bfloat16" else None)
     return safetensors.numpy.save({k: np.asarray(v, kinds.get(k), order="C") for k, v in arrays.items()})
 
 
 def unpack(record: bytes | UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
-    """The arrays of a record, in float32 whatever they are stored in; `latents` is int32.
+    """The arrays of a record, as they are stored; `latents` is int32.
 
-    Those that are stored as they are given are views of the record: safetensors' own reader would copy each.
+    They are views of the record: safetensors' own reader would copy each.
 
     Raises:
         ValueError: it is damaged.
@@ -73,22 +72,13 @@ def unpack(record: bytes | UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
         data = memoryview(record)
         begin = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:begin].tobytes())
-        stored = {name: (about["dtype"], *about["data_offsets"], about["shape"]) for name, about in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        arrays, data = {}, data[begin:]
+        for name, about in header.items():
+            first, last = about["data_offsets"]
+            arrays[name] = np.frombuffer(data[first:last], STORED[about["dtype"]]).reshape(about["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its record holds no arrays ({type(error).__name__}: {error})") from None
-    arrays, data = {}, data[begin:]
-    for name, (dtype, first, last, shape) in stored.items():
-        if dtype not in STORED:
-            raise ValueError(f"{name} is stored as {dtype}")
-        arrays[name] = _float32(np.frombuffer(data[first:last], STORED[dtype]).reshape(shape))
     return arrays
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    """bfloat16 as float32, of which it is the upper half; ml_dtypes' own conversion takes several times as long."""
-    if array.dtype != ml_dtypes.bfloat16:
-        return array
-    return np.left_shift(array.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +97,7 @@ class Shard:
             return f"{file} is missing"
         if (size := file.stat().st_size) != self.bytes:
             return f"{file} has {size} bytes, {self.bytes} were written"
-        if whole and _sha256(file) != self.sha256:
+        if whole and sha256(file) != self.sha256:
             return f"{file} has another content than was written"
         return None
 
@@ -261,15 +251,10 @@ class PartWriter(contextlib.AbstractContextManager):
             return
         self._writer.close()
         file = self._folder / _shard_name(len(self._shards))
-        self._shards.append(Shard(file.name, self._count, file.stat().st_size, _sha256(file)))
+        self._shards.append(Shard(file.name, self._count, file.stat().st_size, sha256(file)))
         self._writer, self._count, self._bytes = None, 0, 0
 
 
 def _shard_name(index: int) -> str:
     """Names are ours: metadata.json could otherwise point out of its folder."""
     return f"shard-{index:05d}.array_record"
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 
 from mmaudio_jax.data import part
-from mmaudio_jax.data.example import Metadata, StoredFeatures
+from mmaudio_jax.data.example import Metadata, StoredFeatures, widened
 from mmaudio_jax.data.part import WHOLE, Part, PartName, PartWriter
 from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Row, Table, read_table
@@ -121,11 +121,15 @@ class RecordFeatures(StoredFeatures):
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Reads one record; several threads may read at once."""
+        return widened(self.read_stored(index))
+
+    def read_stored(self, index: int) -> dict[str, np.ndarray]:
+        """As of `StoredFeatures`."""
         return part.unpack(self._records[index])
 
     def read_guarded(self, index: int) -> dict[str, np.ndarray]:
         """As of `StoredFeatures`, by the hash in the shard."""
-        return part.unpack(self._records.guarded(index))
+        return widened(part.unpack(self._records.guarded(index)))
 
     def files(self) -> Iterator[tuple[range, str | None]]:
         """As of `StoredFeatures`, by size and SHA-256."""

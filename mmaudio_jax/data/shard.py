@@ -25,7 +25,7 @@ BODY = BLOCK - BLOCK_HEADER
 OF_RECORDS, UNCOMPRESSED = ord("r"), 0  # of a chunk
 PIECES = 1000  # of memory that one call of the system fills, at most
 IN_HAND = 16  # records, about as many as are being read at a time
-ALIGNMENT = 64  # of a record in memory
+ALIGNMENT = 16  # of a record in memory, which is what the system gives
 
 
 class Records:
@@ -62,7 +62,7 @@ class Records:
         first = int(self._ends[shard - 1]) if shard else 0
         try:
             return opened(self._files[shard]).read([index - first])[0]
-        except (OSError, RuntimeError, IndexError, ValueError) as error:
+        except (OSError, OverflowError, RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"its record in {self._files[shard].name} cannot be read ({reason})") from None
 

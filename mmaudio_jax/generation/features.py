@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it loads the networks' code
     from mmaudio_jax.pipeline import Features, Pipeline
 
 SEEN = ("clip_f", "sync_f")  # of the features
+VERSION = 1  # of the features: to be raised when the same videos come to be seen differently
 FIELDS = ("video", "image", "start", "duration", "made", "use_clip")  # of a request, which decide what is seen
 
 
@@ -42,7 +43,13 @@ class FeatureCache:
         if source is None:
             return ""
         fields = dataclasses.asdict(request)
-        said = [str(source.resolve()), state_of(source), [str(fields[name]) for name in FIELDS], self._made_with]
+        said = [
+            str(source.resolve()),
+            state_of(source),
+            [str(fields[name]) for name in FIELDS],
+            self._made_with,
+            VERSION,
+        ]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def has(self, key: str) -> bool:

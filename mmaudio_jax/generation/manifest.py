@@ -2,8 +2,8 @@
 
     manifest.jsonl              a JSON record a sound; a process of several has its own, manifest-00000-of-00004.jsonl
     failed.tsv                  what the last run could not make, and why; likewise
+    .manifest.jsonl.lock        whose holder is the run
     .manifest.jsonl.work/       while a run is at work, and after one that was killed:
-        lock                        whose holder is the run
         claims                      names of files that are this program's, before a line says so
         new/                        files on their way to their places
 
@@ -12,7 +12,6 @@ finished if a line has its key, which stands for all that decides it, and the fi
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ import tqdm
 from mmaudio_jax.data.part import WHOLE, PartName
 from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file
+from mmaudio_jax.files import atomic_file, sha256
 
 READERS = 4  # threads that compare files with the manifest
 
@@ -48,6 +47,7 @@ class Manifest(contextlib.AbstractContextManager):
         self.failed = folder / _of_part("failed.tsv", part)
         self._path = folder / _of_part("manifest.jsonl", part)
         self._work = folder / f".{self._path.name}.work"
+        self._lock = folder / f".{self._path.name}.lock"
         self._guard = threading.Lock()
 
     def __enter__(self) -> "Manifest":
@@ -63,7 +63,7 @@ class Manifest(contextlib.AbstractContextManager):
         self._work.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(filelock.FileLock(self._work / "lock", blocking=False))
+                stack.enter_context(filelock.FileLock(self._lock, blocking=False))
             except filelock.Timeout:
                 raise UserError(
                     f"another run is making sounds in {self.folder}; wait for it, or choose another --out"
@@ -84,9 +84,10 @@ class Manifest(contextlib.AbstractContextManager):
             listed = {name for line in self._own.values() for name in _files(line)}
             claims = self._claims.read_text(encoding="utf-8").splitlines() if self._claims.exists() else []
             if not any((self.folder / name).exists() for name in set(claims) - listed):
-                shutil.rmtree(self._work, ignore_errors=True)  # NFS keeps the lock while it is open
-        with contextlib.suppress(OSError):  # there is something in it
-            self.folder.rmdir()
+                shutil.rmtree(self._work)
+            if set(self.folder.iterdir()) == {self._lock}:  # nothing came of it
+                self._lock.unlink()
+                self.folder.rmdir()
 
     def _mended(self) -> dict[str, Line]:
         """The last line of each name; earlier ones, and what a kill left of one, are taken out of the file."""
@@ -109,7 +110,7 @@ class Manifest(contextlib.AbstractContextManager):
         for file in line["files"].values():
             path = self.folder / file["path"]
             try:
-                if path.stat().st_size != file["bytes"] or _sha256(path) != file["sha256"]:
+                if path.stat().st_size != file["bytes"] or sha256(path) != file["sha256"]:
                     return False
             except OSError:
                 return False
@@ -137,7 +138,7 @@ class Manifest(contextlib.AbstractContextManager):
         """
         names = {kind: str(path.relative_to(self.folder)) for kind, path in places.items()}
         files = {
-            kind: {"path": names[kind], "bytes": path.stat().st_size, "sha256": _sha256(path)}
+            kind: {"path": names[kind], "bytes": path.stat().st_size, "sha256": sha256(path)}
             for kind, path in made.items()
         }
         line = {"name": name, "key": key, "files": files, **about}
@@ -169,11 +170,6 @@ def _files(line: Line) -> set[str]:
     return {file["path"] for file in line["files"].values()}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _json(line: Line) -> str:
     return f"{json.dumps(line, ensure_ascii=False)}\n"
 
@@ -201,7 +197,8 @@ def _read(path: Path) -> tuple[list[Line], bool]:
     for text in texts:
         try:
             line = json.loads(text)
-            if not all(isinstance(line[name], str) for name in ("name", "key")):
+            hashes = (file["sha256"] for file in line["files"].values() if file["bytes"] >= 0)
+            if not all(isinstance(text, str) for text in (line["name"], line["key"], *hashes)):
                 raise TypeError
             if any(path.startswith("/") or ".." in path.split("/") for path in _files(line)):
                 raise ValueError

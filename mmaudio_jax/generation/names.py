@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from mmaudio_jax.data.clips import check_id
 from mmaudio_jax.errors import UserError
 
-FIELDS = {
-    "id": "of the row; without one the path of the video within its folder, or its name, or the prompt's first words",
-    "stem": "the name of the video or picture, without its suffix; empty for words alone",
-    "words": "the prompt's first words",
-    "row": "number of the row, from 1",
-    "sample": "number of the sample of the row, from 0",
-    "seed": "of the sample",
-}
+FIELDS = (
+    "id",  # of the row; without one the path of the video within its folder, or its name, or the prompt's first words
+    "stem",  # the name of the video or picture, without its suffix; empty for words alone
+    "words",  # the prompt's first words
+    "row",  # number of the row, from 1
+    "sample",  # number of the sample of the row, from 0
+    "seed",  # of the sample
+)
 MAX_WORDS = 60  # characters of a prompt that become a name
 
 

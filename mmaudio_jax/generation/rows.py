@@ -11,6 +11,7 @@ from mmaudio_jax.data.prepare.lists import Entry, read_list, read_records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.names import words
 from mmaudio_jax.request import Request, parse_adapters
+from mmaudio_jax.sequence import MAX_DURATION, next_length
 
 SHOWN = 60  # characters of a value that a message shows
 
@@ -216,7 +217,13 @@ def _end(given: dict[str, Any], end: float, longest: float) -> None:
     there = end - given.get("start", 0.0)
     if not there > 0 or math.isinf(there):
         raise UserError(f"end_time {end:g} is not after start_time {given.get('start', 0.0):g}")
-    given.setdefault("duration", min(there, longest))
+    if "duration" not in given:
+        given |= _lasting(min(there, longest))
+
+
+def _lasting(seconds: float) -> Fields:
+    """A duration that a table or a list tells of its videos: any number of seconds, so made at one of few lengths."""
+    return {"duration": seconds, "made": min(next_length(seconds), MAX_DURATION)}
 
 
 def _of_entry(where: str, entry: Entry, folder: MediaFolder | None, defaults: Fields) -> Row:
@@ -235,7 +242,7 @@ def _of_entry(where: str, entry: Entry, folder: MediaFolder | None, defaults: Fi
             return Row(where, id, None, f"{given['video']}: sound without a picture", columns)
         if entry.span:
             start, end = (time / 1000 for time in entry.span)
-            given |= {"start": start, "duration": min(end - start, defaults["duration"])}
+            given |= {"start": start, **_lasting(min(end - start, defaults["duration"]))}
     return _row(where, id, {**defaults, **given}, columns)
 
 

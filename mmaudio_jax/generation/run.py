@@ -27,6 +27,7 @@ from mmaudio_jax.generation.tasks import Failure, Task, task_key
 from mmaudio_jax.request import AdapterUse, Request
 
 if TYPE_CHECKING:  # it loads the networks' code
+    from mmaudio_jax.encoders import Encoders
     from mmaudio_jax.pipeline import Features, Generated, Sound
 
 LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
@@ -112,9 +113,11 @@ class _Run:
             mininterval=0.1 if sys.stderr.isatty() else LOG_INTERVAL,
             disable=not todo,
         ) as self.bar:
-            if todo:
-                self._make(todo)
-        self.manifest.write_failed([failure.columns for failure in dict.fromkeys(self.failed)])
+            try:
+                if todo:
+                    self._make(todo)
+            finally:
+                self.manifest.write_failed([failure.columns for failure in dict.fromkeys(self.failed)])
         self._tell(len(asked), len(finished))
 
     def _tell(self, total: int, finished: int) -> None:
@@ -148,8 +151,8 @@ class _Run:
 
         settings = self.settings
         base = pipeline.provenance(settings.weights, settings.model)
-        fixed = {"outputs": dataclasses.asdict(settings.outputs), "dtype": settings.dtype}
-        fixed |= {"precision": settings.precision}
+        numbers = {"dtype": str(numerics.compute_dtype(settings.dtype)), "precision": settings.precision}
+        fixed = {"outputs": dataclasses.asdict(settings.outputs), **numbers}
         identify = functools.cache(checkpoint.identify)
         for run, _ in settings.adapters:  # what is wrong with these is wrong with all rows
             identify(run)
@@ -219,7 +222,7 @@ class _Run:
         most = 2 * settings.batch_size * pipeline.devices
         batches = pack([task.request for task in tasks], pipeline.key, most)
         in_turn = [tasks[i] for batch in batches for i in batch.places]
-        features = FeatureReader(in_turn, pipeline, self._cache(pipeline.provenance(tasks[0].request)["weights"]))
+        features = FeatureReader(in_turn, pipeline, self._cache(pipeline.encoders, pipeline.fingerprints))
         running: tuple[list[Task], Generated] | None = None
         with (
             ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
@@ -241,6 +244,8 @@ class _Run:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
+                while self._writing:
+                    self._settle()
                 raise UserError(
                     f"the device has too little memory for batches of {settings.batch_size}; what is written is kept: "
                     "start again with a smaller --batch_size"
@@ -248,10 +253,9 @@ class _Run:
             finally:
                 writers.shutdown(cancel_futures=True)
 
-    def _cache(self, fingerprints: Mapping[str, str]) -> FeatureCache:
-        numbers = {"dtype": str(numerics.compute_dtype(self.settings.dtype)), "precision": self.settings.precision}
-        made_with = {name: fingerprints.get(name) for name in ENCODERS} | numbers
-        return FeatureCache(self.settings.cache, made_with)
+    def _cache(self, encoders: "Encoders", fingerprints: Mapping[str, str]) -> FeatureCache:
+        made_with = {name: fingerprints.get(name) for name in ENCODERS}
+        return FeatureCache(self.settings.cache, made_with | {"numerics": encoders.numerics})
 
     def _seen(self, task: Task, features: FeatureReader, future: Future) -> "tuple[Task, Features] | None":
         try:
