@@ -9,6 +9,7 @@ import jax
 
 from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.part import PartName
+from mmaudio_jax.data.prepare.lists import clean
 from mmaudio_jax.decoding import WORKERS
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation import loudness, names, rows, run, tasks
@@ -95,6 +96,7 @@ def asked_for(args: argparse.Namespace, part: PartName) -> list[tasks.Task | tas
     """
     fields = ("prompt", "negative_prompt", "start", "duration", "seed", "steps", "solver", "shift", "cfg_strength")
     defaults = {name: getattr(args, name) for name in (*fields, "video_strength")} | {"use_clip": not args.no_clip}
+    defaults |= {name: clean(defaults[name]) for name in ("prompt", "negative_prompt")}
     try:
         Request(**defaults | {"video": Path("any")})
     except UserError as error:

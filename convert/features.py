@@ -10,6 +10,7 @@ all examples have a video or none has: a set that it cannot hold is refused. Tra
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,10 @@ def to_tensordict(features: StoredFeatures, out: Path) -> None:
     names = [name for name in tensordict.PUBLISHED if has_video or name not in VIDEO]
     with atomic_directory(out) as folder:
         shapes = {name: (len(features), *features.metadata.shapes[name]) for name in names}
-        maps = {name: np.memmap(tensordict.file_of(folder, name), "<f4", "w+", shape=shapes[name]) for name in names}
+        for name in names:  # a map of a file without room for it would end the process
+            with open(tensordict.file_of(folder, name), "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, 4 * int(np.prod(shapes[name])))
+        maps = {name: np.memmap(tensordict.file_of(folder, name), "<f4", "r+", shape=shapes[name]) for name in names}
         for i in tqdm.trange(len(features), unit=" examples", disable=None):
             features.check_example(i)
             example = features[i]

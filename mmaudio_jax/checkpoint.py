@@ -253,12 +253,17 @@ class Adapter:
 
     def check_base(self, fingerprint: str, directory: Path) -> None:
         """Raises a UserError unless these weights, those in `directory`, are what the run started from."""
-        base = self.run["base"]
-        if base["fingerprint"] != fingerprint:
-            raise UserError(
-                f"the run started from {base['path']}, whose weights are not those of {directory}: "
-                "name the base that it belongs to"
-            )
+        check_base(self.run, fingerprint, directory)
+
+
+def check_base(run: Mapping[str, Any], fingerprint: str, directory: Path) -> None:
+    """Raises a UserError unless these weights, those in `directory`, are what a run started from."""
+    base = run["base"]
+    if base["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the run started from {base['path']}, whose weights are not those of {directory}: "
+            "name the base that it belongs to"
+        )
 
 
 def save_adapter(path: Path, adapter: Adapter) -> None:

@@ -22,7 +22,7 @@ from mmaudio_jax.data import captions
 from mmaudio_jax.decoding import Pictures, fitted, read_ahead, read_pictures, remark_of_length
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.request import AdapterUse, Request, parse_adapters
+from mmaudio_jax.request import AdapterUse, Request, use_adapters
 from mmaudio_jax.sequence import mode_of
 
 BATCH_SIZE = 4  # guided samples a device at once, where nothing else is asked for
@@ -79,6 +79,8 @@ class Sound:
         from mmaudio_jax.data import audio, muxing
 
         path, source = Path(path), self.request.video or self.request.image
+        if source is not None and path.resolve() == source.resolve():
+            raise UserError(f"{path} is what the sound was made for; choose another place")
         if path.suffix.lower() != ".mp4":
             audio.write_audio(path, self.audio, self.rate, self.tags)
         elif source is None:
@@ -138,7 +140,7 @@ class Pipeline:
         cls,
         root: str | Path,
         model: str = "small_16k",
-        adapter: str | Path | Sequence[AdapterUse] | None = None,
+        adapter: str | Path | Sequence[str | Path | AdapterUse] | None = None,
         *,
         dtype: str = "auto",
         precision: str = "default",
@@ -159,6 +161,9 @@ class Pipeline:
         Raises:
             UserError: weights are missing or do not fit together.
         """
+        for name, value, known in (("dtype", dtype, numerics.DTYPES), ("precision", precision, numerics.PRECISIONS)):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
         root, dtype = Path(root), numerics.compute_dtype(dtype)
         mesh = sharding.make_mesh(sharding.MeshConfig(0, 1), devices) if len(devices) > 1 else None
         flow = FlowNetwork(root / model, dtype, mesh)
@@ -167,7 +172,7 @@ class Pipeline:
             has, needs = weights.read_config(clip, "clip")[1].embed_dim, flow.base.config.clip_dim
             if has != needs:
                 raise UserError(f"{clip} has {has} channels, {model} needs {needs}: it is another model's")
-        adapters = parse_adapters(str(adapter)) if isinstance(adapter, str | Path) else tuple(adapter or ())
+        adapters = use_adapters(adapter or ())
         flow.params(adapters)  # what is wrong with them is said now
         numbers = dict(dtype=dtype, precision=precision)
         return cls(flow, decoder, Encoders(root, devices=devices, **numbers), adapters, mesh, **numbers)
@@ -186,6 +191,8 @@ class Pipeline:
         Raises:
             UserError: something cannot be made; nothing is, then.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
         if (requests is None) == (not fields):
             raise UserError("give requests, or the fields of one; not both, nor neither")
         asked = _spread(fields) if requests is None else requests
@@ -415,7 +422,8 @@ def _spread(fields: Mapping[str, Any]) -> Request | list[Request]:
     """One request of these fields, or one for each item of those that are lists."""
     unknown = fields.keys() - {field.name for field in dataclasses.fields(Request)}
     if unknown:
-        raise UserError(f"a request has no {', '.join(sorted(unknown))}")
+        known = ", ".join(field.name for field in dataclasses.fields(Request))
+        raise UserError(f"a request has no {', '.join(sorted(unknown))}; it has {known}")
     listed = {name: value for name, value in fields.items() if isinstance(value, list) and name != "adapters"}
     if not listed:
         return Request(**fields)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,12 @@ def parse_adapters(text: str) -> tuple[AdapterUse, ...]:
             raise UserError(f"the adapter {part!r} is not understood; write RUN or RUN*WEIGHT, the weight from 0 to 1")
         uses.append(AdapterUse(Path((run if star else weight).strip()), value))
     return tuple(uses)
+
+
+def use_adapters(given: str | Path | Sequence[str | Path | AdapterUse]) -> tuple[AdapterUse, ...]:
+    """Adapters as they may be given: text as of `parse_adapters`, a run, or a list of these and of `AdapterUse`s."""
+    listed = [given] if isinstance(given, str | Path | AdapterUse) else given
+    return tuple(use for one in listed for use in ([one] if isinstance(one, AdapterUse) else parse_adapters(str(one))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +93,13 @@ class Request:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(value))
         if self.adapters is not None:
-            uses = parse_adapters(self.adapters) if isinstance(self.adapters, str) else tuple(self.adapters)
-            object.__setattr__(self, "adapters", uses)
+            object.__setattr__(self, "adapters", use_adapters(self.adapters))
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be text")
+        for name in ("start", "duration", "shift", "cfg_strength"):
+            if not isinstance(getattr(self, name), numbers.Real):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a number")
         if self.image is not None and not self.use_clip:
             raise UserError(f"{self.image} is a still picture, which only CLIP sees: without it nothing is seen")
         if self.video is not None and self.image is not None:

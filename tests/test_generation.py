@@ -245,12 +245,16 @@ def test_a_video_is_looked_at_once_and_its_features_are_kept(run, videos, tmp_pa
     first = (tmp_path / "out" / "scene_00000_0.wav").read_bytes()
     shutil.rmtree(tmp_path / "out")
     assert run(*arguments, "--name", "{stem}_{seed}")[0] == 0 and looked == ["decoded", "encoded"]
-    (kept,) = (tmp_path / "cache").rglob("*.safetensors")
-    for damage in (b"", kept.read_bytes()[:-1]):
+    (kept,) = (tmp_path / "cache").rglob("*.features")
+    whole = kept.read_bytes()
+    for damage in (b"", whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
         kept.write_bytes(damage)
         shutil.rmtree(tmp_path / "out")
         assert run(*arguments, "--name", "{stem}_{seed}")[0] == 0 and looked.pop() == "encoded"
-    assert np.abs(soundfile.read(tmp_path / "out" / "scene_00000_0.wav")[0]).max() > 0 and first
+    assert (tmp_path / "out" / "scene_00000_0.wav").read_bytes() == first
+    (tmp_path / "file").write_text("")
+    code, _, error = run(*arguments, "--out", tmp_path / "other", "--cache", tmp_path / "file")
+    assert code == 1 and "file is a file; --cache must name a folder" in error
 
 
 def test_a_prompt_that_clip_does_not_read_to_its_end(run, tmp_path):
@@ -279,11 +283,15 @@ def test_adapters_of_a_row_and_of_the_flag(run, small_weights, tmp_path):
     for name, seed in (("one", 1), ("two", 2)):
         checkpoint.save_adapter(tmp_path / name, trained(base, seed))
     rows = [{"id": "flag", "prompt": "rain"}, {"id": "row", "prompt": "rain", "adapter": f"{tmp_path / 'two'}*0.5"}]
-    rows.append({"id": "none", "prompt": "rain", "adapter": str(tmp_path / "nowhere")})
+    foreign = trained(base, 3)
+    foreign.run["base"]["fingerprint"] = "another"
+    checkpoint.save_adapter(tmp_path / "foreign", foreign)
+    rows += [{"id": name, "prompt": "rain", "adapter": str(tmp_path / name)} for name in ("nowhere", "foreign")]
     write_table(tmp_path / "rows.tsv", rows)
     flags = ["--adapter", f"{tmp_path / 'one'}*0.25", "--adapter", tmp_path / "two"]
     code, _, error = run("--rows", tmp_path / "rows.tsv", "--out", tmp_path / "out", *flags, "--no_picture")
-    assert code == 1 and "nowhere is no training run" in error and "2 of 3 made; 1 failed" in error
+    assert code == 1 and "nowhere is no training run" in error and "2 of 4 made; 2 failed" in error
+    assert f"row 5: the adapter {tmp_path / 'foreign'}: the run started from" in error
     told = {name: [use["weight"] for use in line["adapters"]] for name, line in lines(tmp_path / "out").items()}
     assert told == {"flag": [0.25, 1.0], "row": [0.5]}
     waves = [soundfile.read(tmp_path / "out" / f"{name}.wav")[0] for name in told]

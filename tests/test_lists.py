@@ -172,3 +172,12 @@ def test_whatever_is_written_is_a_list_or_a_mistake(tmp_path_factory, text, head
 def test_control_characters_go_and_emoji_stay():
     assert lists.clean("  a\x00dog\t\r\nbarks \x1b[1m 🐕‍🦺 e\u0301 ") == "a dog barks [1m 🐕‍🦺 é"
     assert len(lists.clean("word " * 2000)) == 9999
+
+
+def test_json_captions_of_whole_files_beside_those_of_parts(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(
+        '{"file": "a.mp4", "caption": "rain", "start": 1, "end": 3}\n{"file": "b.mp4", "caption": "wind"}\n'
+    )
+    one, two = lists.read_captions(path)
+    assert one.span == (1000, 3000) and two.span is None and not two.fault

@@ -172,6 +172,10 @@ def test_lists_are_batches_in_the_order_that_was_asked_for(pipe, video, tmp_path
     with soundfile.SoundFile(tmp_path / "new" / "a.wav") as file:
         assert file.title == "rain" and json.loads(file.comment)["seed"] == 1
     assert len(soundfile.read(tmp_path / "new" / "a.wav")[0]) == 16_000 and media.probe(tmp_path / "a.mp4").has_audio
+    before = video.read_bytes()
+    with pytest.raises(UserError, match="is what the sound was made for"):
+        sounds[0].save(video)
+    assert video.read_bytes() == before
     with pytest.raises(UserError, match="for no video"):
         alone.save(tmp_path / "b.mp4")
     provenance = alone.provenance

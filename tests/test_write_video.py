@@ -256,3 +256,17 @@ def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, tmp_path_factor
     with pytest.raises(UserError, match=r"half\.mp4: not a media file"):
         muxing.write_video(tmp_path / "out.mp4", tmp_path / "half.mp4", x, 16_000)
     assert [p.name for p in tmp_path.iterdir()] == ["half.mp4"]
+
+
+def test_nothing_is_seen_of_a_stream_that_is_cut_before_a_key_frame(tmp_path):
+    source = write_media(tmp_path / "a.mp4", count=50, options={"g": "25", "bf": "0"})
+    cut = tmp_path / "cut.mp4"
+    with av.open(str(source)) as whole, av.open(str(cut), "w") as output:
+        target = output.add_stream_from_template(whole.streams.video[0])
+        for packet in itertools.islice(whole.demux(whole.streams.video[0]), 5, None):  # the next key frame is at 1 s
+            if packet.size:
+                packet.stream = target
+                output.mux(packet)
+    with pytest.raises(UserError, match="has no frame from 0 s on"):
+        muxing.write_video(tmp_path / "out.mp4", cut, noise(RATE // 2), RATE)
+    assert not (tmp_path / "out.mp4").exists()

@@ -70,6 +70,7 @@ def write_video(
                 remark = _why_encoded(output, container, stream, encode)
                 write = _encoded if remark else _copied
                 video = write(output, container, stream, source, streams.exact(start), Fraction(samples, sample_rate))
+                video = _to_the_end(video) if remark else video
                 by_time = heapq.merge(
                     video, _aac(output, audio, sample_rate), key=lambda packet: float(packet.dts * packet.time_base)
                 )
@@ -120,6 +121,8 @@ def _copied(
         raise _ends_before(source, start)
     begin = _show_first(lead, begin, int(ROUNDING / tick))
     end = begin + math.ceil(duration / tick)
+    if min((packet.pts for packet in lead), default=math.inf) >= end:
+        raise _ends_before(source, start)
     for packet in itertools.chain(lead, packets):
         is_last = packet.dts >= end  # later than what is shown, and seen by none: the frame before it lasts until `end`
         packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, target
@@ -151,6 +154,8 @@ def _until(
     for packet in packets:
         if packet.is_keyframe and packet.pts * tick <= begin:
             lead.clear()
+        if not lead and not packet.is_keyframe:  # a stream that is cut in between: nothing can be seen yet
+            continue
         lead.append(packet)
         if packet.dts * tick > begin:
             break
@@ -218,6 +223,20 @@ def _encoded(
     if not target.width:
         raise _ends_before(source, start)
     yield from target.encode(None)
+
+
+def _to_the_end(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """The packets, the last of which is said to last as long as the track does.
+
+    The file tells how long a track is by its decoding times, whose last need not be the last that is shown.
+    """
+    last = next(packets)
+    begin, end, decoded = last.pts, last.pts + last.duration, last.dts
+    for packet in packets:
+        yield last
+        begin, end, last = min(begin, packet.pts), max(end, packet.pts + packet.duration), packet
+    last.duration = (end - begin) - (last.dts - decoded)
+    yield last
 
 
 def _within(

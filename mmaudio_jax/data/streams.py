@@ -122,6 +122,8 @@ def end_of(
         return ((stream.start_time or 0) + stream.duration) * tick - begin
     with refusing(path, f"the {stream.type} is corrupt"):
         ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
+        with contextlib.suppress(av.FFmpegError):  # back, so that another stream can be looked at
+            container.seek(0)
     return max(ends) * tick - begin if ends else Fraction(0)
 
 

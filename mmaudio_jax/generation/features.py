@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from mmaudio_jax.decoding import Pictures, read_pictures
@@ -20,6 +19,7 @@ from mmaudio_jax.request import Request
 if TYPE_CHECKING:  # it loads the networks' code
     from mmaudio_jax.pipeline import Features, Pipeline
 
+DIGEST = 32  # bytes of the hash that a file of features begins with
 SEEN = ("clip_f", "sync_f")  # of the features
 VERSION = 1  # of the features: to be raised when the same videos come to be seen differently
 FIELDS = ("video", "image", "start", "duration", "made", "use_clip")  # of a request, which decide what is seen
@@ -29,12 +29,14 @@ class FeatureCache:
     """A folder of features, a file for each interval of each video; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, made_with: Mapping[str, Any]):
-        """Opens the folder.
+        """Names the folder; a UserError if it is a file.
 
         Args:
             folder: of the files.
             made_with: what decides features beside the videos.
         """
+        if folder and folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; --cache must name a folder")
         self._folder, self._made_with = folder, made_with
 
     def key(self, request: Request) -> str:
@@ -60,19 +62,19 @@ class FeatureCache:
         """The features; None if there are none, or their file is damaged."""
         if not self.has(key):
             return None
-        try:
-            return safetensors.numpy.load(self._file(key).read_bytes())
-        except (OSError, safetensors.SafetensorError):
-            return None
+        content = self._file(key).read_bytes()
+        digest, arrays = content[:DIGEST], content[DIGEST:]
+        return safetensors.numpy.load(arrays) if hashlib.sha256(arrays).digest() == digest else None
 
     def keep(self, key: str, features: Mapping[str, np.ndarray]) -> None:
         """Writes features to their file."""
         if self._folder is not None:
             with atomic_file(self._file(key)) as temporary:
-                temporary.write_bytes(safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in features.items()}))
+                arrays = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in features.items()})
+                temporary.write_bytes(hashlib.sha256(arrays).digest() + arrays)
 
     def _file(self, key: str) -> Path:
-        return self._folder / key[:2] / f"{key}.safetensors"
+        return self._folder / key[:2] / f"{key}.features"
 
 
 def read_item(item: Request | None) -> Pictures | None:

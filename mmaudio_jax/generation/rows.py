@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio_jax.data.prepare.folder import AUDIO, IMAGE, VIDEO, MediaFolder
-from mmaudio_jax.data.prepare.lists import Entry, read_list, read_records
+from mmaudio_jax.data.prepare.lists import Entry, clean, read_list, read_records
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.names import words
 from mmaudio_jax.request import Request, parse_adapters
@@ -146,9 +146,9 @@ COLUMNS = {
     "video": Column("video", Path),
     "video_path": Column("video", Path),
     "image": Column("image", Path),
-    "prompt": Column("prompt", str),
-    "caption": Column("prompt", str),
-    "negative_prompt": Column("negative_prompt", str),
+    "prompt": Column("prompt", clean),
+    "caption": Column("prompt", clean),
+    "negative_prompt": Column("negative_prompt", clean),
     "start": Column("start", float),
     "start_time": Column("start", float),
     "end_time": Column("end", float),
@@ -192,7 +192,7 @@ def _text(value: Any) -> str | None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return str(value).strip()
+    return str(value).encode(errors="replace").decode().strip()  # JSON may hold halves of characters
 
 
 def _value(name: str, column: Column, text: str) -> Any:

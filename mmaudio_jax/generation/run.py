@@ -153,7 +153,19 @@ class _Run:
         base = pipeline.provenance(settings.weights, settings.model)
         numbers = {"dtype": str(numerics.compute_dtype(settings.dtype)), "precision": settings.precision}
         fixed = {"outputs": dataclasses.asdict(settings.outputs), **numbers}
-        identify = functools.cache(checkpoint.identify)
+        directory = settings.weights / settings.model
+
+        @functools.cache
+        def identify(run: Path) -> dict[str, Any]:
+            about = checkpoint.identify(run)
+            try:
+                checkpoint.check_base(
+                    checkpoint.read_run(Path(about["run"])), base["weights"][settings.model], directory
+                )
+            except UserError as error:
+                raise UserError(f"the adapter {run}: {error}") from None
+            return about
+
         for run, _ in settings.adapters:  # what is wrong with these is wrong with all rows
             identify(run)
         for task in tasks:
@@ -304,7 +316,8 @@ class _Run:
         if isinstance(error, NoProcess):
             raise error
         if errors.FULL in str(error):
-            raise OSError(errno.ENOSPC, errors.FULL, str(self.settings.out)) from None
+            place = getattr(error, "filename", None) or str(self.settings.out)
+            raise OSError(errno.ENOSPC, errors.FULL, place) from None
 
 
 def _result(future: Future) -> Any:

@@ -150,12 +150,12 @@ def show(report: Report) -> None:
     """Prints a report as a table."""
     for name, fact in report.facts.items():
         print(f"{name + ':':<17}{fact}")
-    print(f"\n{'':<9}{'check':<58}{'found':<22}where")
+    print(f"\n{'':<9}{'check':<58}{'found':<22} where")
     for check in report.checks:
         places = [str(place) for place in check.places[:SHOWN]]
         more = [f"and {check.count - SHOWN} more"] if check.count > SHOWN else []
         first, *others = [*places, *more] or [""]
-        print(f"{MARKS[check.verdict]:<9}{check.name:<58}{check.number:<22}{first}".rstrip())
+        print(f"{MARKS[check.verdict]:<9}{check.name:<58}{check.number:<22} {first}".rstrip())
         for place in others:
             print(f"{'':<89}{place}")
     print(f"\n{report.summary}")

@@ -105,7 +105,8 @@ def read_captions(path: Path) -> list[Entry]:
         raise UserError(f"{path} has the column {start or end} without its counterpart; captions of parts need both")
 
     def entry(line: int, record: Record) -> Entry:
-        span = _span(record, start, end) if start and end and (record.get(start), record.get(end)) != ("", "") else None
+        said = [record.get(name) not in ("", None) for name in (start, end) if name]
+        span = _span(record, start, end) if any(said) else None
         columns = _rest(record, *chosen, "id", start, end, "split", "warnings")
         return Entry(
             line,
