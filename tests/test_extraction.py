@@ -285,7 +285,7 @@ def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, 
     lines = table.read_text().splitlines(keepends=True)
     for others in (lines[:1] + lines[2:3] + lines[1:2] + lines[3:], lines[:3] + lines[4:] + ["x" + lines[3]]):
         table.write_text("".join(others))
-        with pytest.raises(UserError, match="has other ids or captions than were written, or in another order"):
+        with pytest.raises(UserError, match="has other ids than were written, or in another order"):
             open_features(tmp_path / "set").ids  # noqa: B018
         assert extract(clips) == 7 and "its clips are encoded again" in capsys.readouterr().err
         assert content(tmp_path / "set") == before

@@ -61,7 +61,7 @@ def test_from_a_folder_to_an_adapter_that_is_heard(videos, demo_weights, tmp_pat
     (clip,) = read_table(out / "sounds.tsv").rows
     assert read_table(out / "clips.tsv").rows[int(clip["video_path"][0])]["split"] == "val"
     for when in ("before", "after"):
-        names = {path.name for path in (out / when).iterdir()}
+        names = {path.name for path in (out / when).glob("[!.]*")}
         assert names == {"manifest.jsonl", *(f"{clip['id']}.{kind}" for kind in ("wav", "png", "mp4"))}
     assert (out / "before" / f"{clip['id']}.wav").read_bytes() != (out / "after" / f"{clip['id']}.wav").read_bytes()
     losses = [json.loads(line).get("validation/loss") for line in (out / "run" / "metrics.jsonl").open()]

@@ -176,8 +176,7 @@ def test_control_characters_go_and_emoji_stay():
 
 def test_json_captions_of_whole_files_beside_those_of_parts(tmp_path):
     path = tmp_path / "captions.jsonl"
-    path.write_text(
-        '{"file": "a.mp4", "caption": "rain", "start": 1, "end": 3}\n{"file": "b.mp4", "caption": "wind"}\n'
-    )
+    records = [{"file": "a.mp4", "caption": "rain", "start": 1, "end": 3}, {"file": "b.mp4", "caption": "wind"}]
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
     one, two = lists.read_captions(path)
     assert one.span == (1000, 3000) and two.span is None and not two.fault

@@ -59,7 +59,7 @@ def test_the_true_peak_lies_between_samples():
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 100),
-    db=st.floats(-60, 20),
+    db=st.floats(-10, 20),  # nowhere near the gate at −70 LUFS, which louder sounds pass otherwise than softer ones
     rate=st.sampled_from(RATES),
     how=st.sampled_from(loudness.HOWS),
     burst=st.booleans(),

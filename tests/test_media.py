@@ -397,5 +397,5 @@ def test_a_picture_is_one_clip_frame(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
 def test_both_streams_are_measured_whether_or_not_the_header_tells(tmp_path, suffix):
-    info = media.probe(write_media(tmp_path / f"a{suffix}", count=30, audio=tone(1.2)))
+    info = media.probe(write_media(tmp_path / f"a{suffix}", count=30, audio=tone(1.2, 44_100)))
     assert info.video_duration == pytest.approx(1.2, abs=0.05) and info.audio_duration == pytest.approx(1.2, abs=0.1)

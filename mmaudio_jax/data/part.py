@@ -111,7 +111,7 @@ class Part:
         metadata: what its examples share, and how many they are.
         shards: its files of records, in order.
         clips: hash of all ids of the clips.tsv that it is a part of; empty where that is not known.
-        ids: hash of the ids and captions of its own table, in order; empty in a set of an earlier release.
+        ids: hash of the ids of its own table, in order; empty in a set of an earlier release.
         schema_version: of metadata.json.
     """
 
@@ -124,23 +124,18 @@ class Part:
 
     def check_rows(self, rows: Iterable[Row]) -> None:
         """Raises a UserError if the rows of its table are not those of its records, one by one."""
-        if self.ids and hash_rows(rows) != self.ids:
+        if self.ids and hash_ids(row.get("id", "") for row in rows) != self.ids:
             raise UserError(
-                f"{self.path / TABLE} has other ids or captions than were written, or in another order, so that its rows "
-                "are not those of the features; put it back as it was, or start the extraction again"
+                f"{self.path / TABLE} has other ids than were written, or in another order, so that its rows are not "
+                "those of the features; put it back as it was, or start the extraction again"
             )
 
 
-def hash_rows(rows: Iterable[Row]) -> str:
-    """Tells ids and captions in order from others."""
-    return hash_texts(json.dumps([row.get("id", ""), row.get("caption", "")]) for row in rows)
-
-
-def hash_texts(texts: Iterable[str]) -> str:
-    """Tells texts in order from others."""
+def hash_ids(ids: Iterable[str]) -> str:
+    """Tells ids in order from others."""
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\n".encode())
+    for id in ids:
+        digest.update(f"{id}\n".encode())
     return digest.hexdigest()
 
 
@@ -239,7 +234,7 @@ class PartWriter(contextlib.AbstractContextManager):
             "schema_version": SCHEMA_VERSION,
             **dataclasses.asdict(dataclasses.replace(self._metadata, count=len(self._rows))),
             "clips": self._clips,
-            "ids": hash_rows(self._rows),
+            "ids": hash_ids(row["id"] for row in self._rows),
             "shards": [dataclasses.asdict(shard) for shard in self._shards],
         }
         (self._folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")
