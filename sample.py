@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     asked("--steps", type=int, default=25, help="evaluations of the network")
     asked("--solver", choices=list(SOLVERS), default="euler", help="of the flow")
     asked("--shift", type=float, default=1.0, help="of the steps: above 1 they are smaller near the noise")
-    asked("--cfg_strength", type=float, default=4.5, help="guidance; below 1 there is none")
+    asked("--cfg_strength", type=float, default=4.5, help="guidance; up to 1 there is none")
     asked("--video_strength", type=float, help="guidance by the video, if it is to be another than that by the words")
     asked("--no_clip", action="store_true", help="let the video's motion alone drive the sound")
     adapter_help = "training run, RUN@best, RUN@STEP, each with *WEIGHT from 0 to 1; several with commas, or repeated"

@@ -36,6 +36,7 @@ def test_a_template_is_filled_in(text, name):
         ("{stem!r}", "--name has the field {stem}"),
         ("{stem", "--name '{stem' cannot be used"),
         ("{stem:d}", "--name '{stem:d}' cannot be used"),
+        ("{row:99999999999999999999d}", "cannot be used"),
         ("../{stem}", "'..' cannot name a file"),
         ("/tmp/{stem}", "'' cannot name a file"),
         ("", "'' cannot name a file"),
@@ -77,5 +78,5 @@ def test_results_of_two_rows_are_told_apart():
     check_distinct([("a", "row 2"), ("b", "row 3"), ("a/b", "row 4")])
     with pytest.raises(UserError, match="the results of row 2 and row 4 would both be called a; tell them apart"):
         check_distinct([("a", "row 2"), ("b", "row 3"), ("a", "row 4")])
-    with pytest.raises(UserError, match="the results of two samples of row 2 would both be called a"):
+    with pytest.raises(UserError, match="the results of row 2, which is asked for twice, would both be called a"):
         check_distinct([("a", "row 2"), ("a", "row 2")])

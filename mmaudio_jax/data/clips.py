@@ -78,7 +78,7 @@ def check_id(id: str) -> None:
     if id != id.strip() or not id or id.startswith(".") or any(c in id for c in "/\\") or not id.isprintable():
         raise ValueError(
             f"the id {id!r} cannot name a file; it must not be empty, start with a dot, begin or end with a space, or "
-            "hold / or \\"
+            "hold /, \\ or a control character"
         )
     if len(id.encode()) > MAX_ID:
         raise ValueError(f"the id {id[:40]!r}… is too long for a file name; {MAX_ID} bytes are the most")

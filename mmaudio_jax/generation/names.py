@@ -40,8 +40,8 @@ class Template:
                 if field is not None and (field not in FIELDS or conversion or "{" in form):
                     raise UserError(f"--name has the field {{{field}}}; there are {', '.join(FIELDS)}")
             self.name(row=1, sample=0, seed=0, id="a", stem="a", words="a")
-        except ValueError as error:
-            raise UserError(f"--name {text!r} cannot be used: {error}") from None
+        except (ValueError, MemoryError, OverflowError) as error:
+            raise UserError(f"--name {text!r} cannot be used: {error or 'a field is too wide'}") from None
 
     def name(self, **values: str | int) -> str:
         """The name for the values of all fields.
@@ -64,7 +64,7 @@ def check_distinct(named: Iterable[tuple[str, str]]) -> None:
     places: dict[str, str] = {}
     for name, where in named:
         if name in places:
-            other = f"{places[name]} and {where}" if places[name] != where else f"two samples of {where}"
+            other = f"{places[name]} and {where}" if places[name] != where else f"{where}, which is asked for twice,"
             raise UserError(
                 f"the results of {other} would both be called {name}; tell them apart by --name, as in "
                 '--name "{row:04d}_{id}_{seed}", or by a column id'
