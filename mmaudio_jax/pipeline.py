@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -211,7 +212,7 @@ class Pipeline:
         made: list[Sound] = []
         running: Generated | None = None
         with read_ahead(in_turn, lambda i: read_pictures(requests[i]), 0) as pictures:
-            for batch in batches:
+            for batch in tqdm.tqdm(batches, "making sound", unit=" batches", delay=2, leave=False, disable=None):
                 seen = itertools.islice(pictures, len(batch.places))
                 features = [self.features(found.result(), requests[i]) for i, found in seen]
                 started = self.generate([requests[i] for i in batch.places], features, batch.capacity)
