@@ -59,7 +59,7 @@ def test_the_true_peak_lies_between_samples():
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 100),
-    db=st.floats(-10, 20),  # nowhere near the gate at −70 LUFS, which louder sounds pass otherwise than softer ones
+    db=st.floats(-60, 20),
     rate=st.sampled_from(RATES),
     how=st.sampled_from(loudness.HOWS),
     burst=st.booleans(),
@@ -80,6 +80,9 @@ def test_sounds_become_as_loud_as_asked_and_never_clip(seed, db, rate, how, burs
     else:
         found = loudness.integrated(result, rate)
         assert loudness.true_peak(result) <= 10 ** (-1 / 20) * 1.0001
+        if "silent" in remark:  # nowhere above the gate
+            assert result is audio and gain == 0 and found == -np.inf
+            return
         if remark:
             assert found < -23 and loudness.true_peak(result) == pytest.approx(10 ** (-1 / 20), rel=1e-3)
             assert float(remark.split()[1]) == pytest.approx(found, abs=0.2)

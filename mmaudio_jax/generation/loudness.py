@@ -46,9 +46,11 @@ def normalise(audio: Wave, rate: int, how: str) -> Normalised:
     if math.inf in (wanted, room):
         return Normalised(audio, 0.0, "silent, and stays so")
     gain = min(wanted, room)
-    lacking = wanted - gain
-    remark = f"at {TARGET - lacking:.1f} LUFS, not {TARGET:g}: louder it would clip" if lacking > 0.05 else ""
-    return Normalised((audio * 10 ** (gain / 20)).astype(np.float32), gain, remark)
+    result = (audio * 10 ** (gain / 20)).astype(np.float32)
+    remark = ""
+    if wanted - gain > 0.05:  # measured again: what lay below the gate may lie above it now
+        remark = f"at {integrated(result, rate):.1f} LUFS, not {TARGET:g}: louder it would clip"
+    return Normalised(result, gain, remark)
 
 
 def integrated(audio: Wave, rate: int) -> float:
