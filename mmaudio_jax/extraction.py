@@ -105,7 +105,7 @@ def extract(
         reasons = _encode(todo, keep, len(block) - len(todo), encoders, read, metadata, workers) if todo else {}
         rows = [{**clip.columns, KEY: keys[clip.id]} for clip in block if clip.id not in reasons]
         failed = [{**clip.columns, "reason": reasons[clip.id]} for clip in block if clip.id in reasons]
-        ids = part.hash_ids(clip.id for clip in clips)
+        ids = part.hash_values(clip.id for clip in clips)
         if failed and not rows and (name == WHOLE or old.rows):
             listed = out.with_name(f"{out.name}.failed.tsv")
             write_table(listed, failed)

@@ -3,8 +3,10 @@
 import atexit
 import functools
 import importlib.util
+import json
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -132,3 +134,22 @@ def small_features(tmp_path_factory) -> Path:
 def small_videos(tmp_path_factory) -> Path:
     """A folder of videos and sounds of about a second, good and bad."""
     return save_small_videos(tmp_path_factory.mktemp("small_videos") / "videos")
+
+
+@pytest.fixture
+def run_check(tmp_path, monkeypatch, capsys):
+    """`python -m mmaudio_jax.data.check SET …`: (exit code, {name: found by the checks}, what it printed)."""
+
+    from mmaudio_jax.data.check import __main__ as check
+
+    def call(path, *options):
+        report = tmp_path / "report.json"
+        report.unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "argv", ["check", str(path), "--json", str(report), *map(str, options)])
+        with pytest.raises(SystemExit) as end:
+            check.main()
+        printed = capsys.readouterr()
+        found = json.loads(report.read_text())["checks"] if report.exists() else []
+        return end.value.code, {each["name"]: each for each in found}, printed.out + printed.err
+
+    return call

@@ -289,8 +289,10 @@ def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, 
             open_features(tmp_path / "set").ids  # noqa: B018
         assert extract(clips) == 7 and "its clips are encoded again" in capsys.readouterr().err
         assert content(tmp_path / "set") == before
-    table.write_text("".join(lines).replace("sound 3", "a sound"))  # which changes nothing of what belongs to what
-    assert open_features(tmp_path / "set").captions[3] == "a sound"
+    table.write_text("".join(lines).replace("sound 3", "a sound"))
+    with pytest.raises(UserError, match="has other captions than those that were encoded; put them back"):
+        open_features(tmp_path / "set").captions  # noqa: B018
+    assert extract(clips) == 0 and content(tmp_path / "set") == before  # the rows are still those of the records
 
 
 def test_a_set_of_the_release_before_opens_and_is_not_gone_on_with(extract, clips, tmp_path):

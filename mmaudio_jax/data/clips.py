@@ -4,11 +4,23 @@ import dataclasses
 import math
 import os
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from mmaudio_jax.data.table import Row, Table, read_table
 from mmaudio_jax.errors import UserError
 
 MAX_ID = 200  # bytes: file names have at most 255, and get suffixes
+
+
+INTERVAL = ("video_path", "start_time", "end_time")
+
+
+class Interval(NamedTuple):
+    """A part of a media file, in seconds."""
+
+    video: Path
+    start_time: float
+    end_time: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,7 @@ def check_id(id: str) -> None:
 
 def require_columns(table: Table) -> None:
     """Raises a UserError that names the columns of a clip which are missing."""
-    table.require("video_path", "start_time", "end_time", "caption")
+    table.require(*INTERVAL, "caption")
     if "id" not in table.columns and "title_folder" not in table.columns:
         table.require("id")
 
@@ -97,21 +109,31 @@ def clip_of(row: Row, line: int, root: Path) -> Clip:
     Raises:
         ValueError: what is wrong with the row.
     """
+    interval = interval_of(row, root)
+    id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(row['video_path'].strip()).stem}"
+    check_id(id)
+    caption = row["caption"].strip()
+    if not caption:
+        raise ValueError("the caption is empty; say what is heard")
+    return Clip(id, *interval, caption, line, {"id": id, **row})
+
+
+def interval_of(row: Row, root: Path) -> Interval:
+    """Which part of which file a row means, by its columns `INTERVAL`, within an absolute `root`.
+
+    Raises:
+        ValueError: the file lies outside `root`, or the times are no interval.
+    """
     video_path = row["video_path"].strip()
     if not video_path:
         raise ValueError("video_path is empty")
     video = (root / video_path).resolve()
     if not video.is_relative_to(root):
         raise ValueError(f"video_path {video_path!r} leads out of {root}; --root must hold every video")
-    id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(video_path).stem}"
-    check_id(id)
     start, end = (_seconds(row, name) for name in ("start_time", "end_time"))
     if end <= start:
         raise ValueError(f"end_time {end:g} is not after start_time {start:g}")
-    caption = row["caption"].strip()
-    if not caption:
-        raise ValueError("the caption is empty; say what is heard")
-    return Clip(id, video, start, end, caption, line, {"id": id, **row})
+    return Interval(video, start, end)
 
 
 def _seconds(row: Row, name: str) -> float:

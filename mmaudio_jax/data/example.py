@@ -19,6 +19,7 @@ TEXT_LENGTH = 77
 SIDES = ("train", "val", "test")
 VIDEO = ("clip_f", "sync_f")
 CONDITIONS = (*VIDEO, "text_f")
+CAPTION_COLUMNS = ("caption", "label")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that conditions are stored in
@@ -195,8 +196,6 @@ class FeatureSet(abc.ABC):
 class StoredFeatures(FeatureSet):
     """A folder of examples and the table that goes with it, row by row."""
 
-    caption_column = "caption"
-
     def __init__(self, path: Path, metadata: Metadata):
         super().__init__(path, metadata)
         if not metadata.count:
@@ -270,6 +269,10 @@ class StoredFeatures(FeatureSet):
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Raises a UserError if as many rows as examples are others than were written, where something tells."""
 
+    def check_captions(self) -> bool:
+        """Whether hashes of the captions that were encoded have been kept; a UserError if those of the table differ."""
+        return False
+
     @abc.abstractmethod
     def table_name(self, index: int) -> str:
         """The file, within the set, that the row of an example stands in."""
@@ -282,7 +285,7 @@ class StoredFeatures(FeatureSet):
     @property
     def captions(self) -> list[str]:
         """As of `FeatureSet`."""
-        return [row.get(self.caption_column, "") for row in self.table.rows]
+        return [caption_of(row) for row in self.table.rows]
 
     @property
     def sources(self) -> list[str]:
@@ -297,6 +300,11 @@ class StoredFeatures(FeatureSet):
             if side not in ("", *SIDES):
                 raise UserError(f"{self.table.path} row {line}: the split is {side!r}; it must be {', '.join(SIDES)}")
         return sides
+
+
+def caption_of(row: Row) -> str:
+    """What is heard in the example of a row: what stands in the first of `CAPTION_COLUMNS` that its table has."""
+    return next((row[name] for name in CAPTION_COLUMNS if name in row), "")
 
 
 def source_of(row: Row) -> str:

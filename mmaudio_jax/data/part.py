@@ -25,7 +25,7 @@ from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import sha256
 
-SCHEMA_VERSION, OLDEST = 3, 2  # what is written, and what is still read: without `ids`
+SCHEMA_VERSION, OLDEST = 3, 2  # what is written, and what is still read: without `ids` and `captions`
 METADATA, TABLE, FAILED = "metadata.json", "clips.tsv", "failed.tsv"
 STORED = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "I32": np.dtype(np.int32)}
 SHARD_BYTES = 256 * 2**20  # of records in a shard at most; one that is larger has a shard of its own
@@ -111,7 +111,7 @@ class Part:
         metadata: what its examples share, and how many they are.
         shards: its files of records, in order.
         clips: hash of all ids of the clips.tsv that it is a part of; empty where that is not known.
-        ids: hash of the ids of its own table, in order; empty in a set of an earlier release.
+        ids, captions: hashes of those of its own table, in order; empty in a set of an earlier release.
         schema_version: of metadata.json.
     """
 
@@ -120,22 +120,32 @@ class Part:
     shards: tuple[Shard, ...]
     clips: str
     ids: str
+    captions: str
     schema_version: int
 
     def check_rows(self, rows: Iterable[Row]) -> None:
         """Raises a UserError if the rows of its table are not those of its records, one by one."""
-        if self.ids and hash_ids(row.get("id", "") for row in rows) != self.ids:
+        if self.ids and hash_values(row.get("id", "") for row in rows) != self.ids:
             raise UserError(
                 f"{self.path / TABLE} has other ids than were written, or in another order, so that its rows are not "
                 "those of the features; put it back as it was, or start the extraction again"
             )
 
+    def check_captions(self, rows: Iterable[Row]) -> None:
+        """Raises a UserError if the captions of its table are not those whose features are stored."""
+        if self.captions and hash_values(row.get("caption", "") for row in rows) != self.captions:
+            raise UserError(
+                f"{self.path / TABLE} has other captions than those that were encoded; put them back as they were. To "
+                "change captions, change them in the table that the features were made of, and start the extraction "
+                "again: it encodes those clips anew"
+            )
 
-def hash_ids(ids: Iterable[str]) -> str:
-    """Tells ids in order from others."""
+
+def hash_values(values: Iterable[str]) -> str:
+    """Tells values in order from others."""
     digest = hashlib.sha256()
-    for id in ids:
-        digest.update(f"{id}\n".encode())
+    for value in values:
+        digest.update(f"{value}\n".encode())
     return digest.hexdigest()
 
 
@@ -155,7 +165,7 @@ def read_part(path: Path) -> Part:
                 "features again"
             )
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        clips, ids = content.pop("clips"), content.pop("ids", "")
+        clips, *hashes = content.pop("clips"), content.pop("ids", ""), content.pop("captions", "")
         content["shapes"] = {name: tuple(shape) for name, shape in content["shapes"].items()}
         metadata = Metadata(**content)
         dims = {f"{name}_dim": metadata.shapes[f"{name}_f"][1] for name in ("clip", "sync", "text")}
@@ -171,7 +181,7 @@ def read_part(path: Path) -> Part:
         raise UserError(
             f"{file} does not describe a part of a feature set ({error}); extract the features again"
         ) from None
-    return Part(path, metadata, shards, clips, ids, version)
+    return Part(path, metadata, shards, clips, *hashes, version)
 
 
 class PartWriter(contextlib.AbstractContextManager):
@@ -234,7 +244,8 @@ class PartWriter(contextlib.AbstractContextManager):
             "schema_version": SCHEMA_VERSION,
             **dataclasses.asdict(dataclasses.replace(self._metadata, count=len(self._rows))),
             "clips": self._clips,
-            "ids": hash_ids(row["id"] for row in self._rows),
+            "ids": hash_values(row["id"] for row in self._rows),
+            "captions": hash_values(row.get("caption", "") for row in self._rows),
             "shards": [dataclasses.asdict(shard) for shard in self._shards],
         }
         (self._folder / METADATA).write_text(json.dumps(content, indent=2) + "\n")

@@ -31,14 +31,15 @@ def open_features(path: str | os.PathLike, *, damaged: bool = False) -> StoredFe
 
     Args:
         path: the folder.
-        damaged: open it also where files of a part are missing or too short, to read what can be read.
+        damaged: open it also where files of a part are missing or too short, or the table is another than was written,
+            to read what can be read.
 
     Raises:
         UserError: the folder, one of its parts or its table is missing, it is neither kind, or is damaged.
     """
     path = Path(path)
     if (path / "meta.json").is_file():
-        return TensorDictFeatures(path)
+        return TensorDictFeatures(path, damaged=damaged)
     if not path.is_dir():
         raise UserError(f"there is no feature set {path}; make it with `{COMMAND} {path}`")
     if PartName.parse(path.absolute().name):
@@ -107,12 +108,12 @@ class RecordFeatures(StoredFeatures):
 
         Args:
             path: the folder.
-            damaged: the files of a part need not be there and whole.
+            damaged: the files of a part need not be there and whole, nor its captions those that were encoded.
 
         Raises:
             UserError: a part is missing, metadata and files do not go together, or the parts do not.
         """
-        self._parts = _open_parts(path)
+        self._parts, self._damaged = _open_parts(path), damaged
         if not damaged:
             _check_files(self._parts)
         count = sum(found.metadata.count for found in self._parts)
@@ -161,16 +162,27 @@ class RecordFeatures(StoredFeatures):
         return Table(self.path / part.TABLE, columns, rows, lines)
 
     def check_rows(self, rows: Sequence[Row]) -> None:
-        """By the hash of ids that each part has."""
+        """By the hashes of ids and, unless the set may be damaged, captions that each part has."""
+        for found, own in self._own(rows):
+            found.check_rows(own)
+            if not self._damaged:
+                found.check_captions(own)
+
+    def check_captions(self) -> bool:
+        """As of `StoredFeatures`, by the hash that each part has."""
+        for found, own in self._own(self.table.rows):
+            found.check_captions(own)
+        return all(found.captions for found in self._parts)
+
+    def _own(self, rows: Sequence[Row]) -> Iterator[tuple[Part, Sequence[Row]]]:
+        """Each part with its rows."""
         first = 0
         for found in self._parts:
-            found.check_rows(rows[first : first + found.metadata.count])
+            yield found, rows[first : first + found.metadata.count]
             first += found.metadata.count
 
     def table_name(self, index: int) -> str:
         """The file that the row of an example stands in."""
-        if len(self._parts) == 1:
-            return part.TABLE
         return str((self._records.file(index).parent / part.TABLE).relative_to(self.path))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from mmaudio_jax import errors, plots, sampling
 from mmaudio_jax.data import audio, media, muxing
-from mmaudio_jax.data.clips import Clip, clip_of, require_columns
+from mmaudio_jax.data.clips import INTERVAL, Interval, interval_of
 from mmaudio_jax.data.example import Example, StoredFeatures
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.errors import UserError
@@ -68,7 +68,7 @@ def decode(weights: Path, features: StoredFeatures, example: Example) -> tuple[F
     return sound[: round(seconds * mode.sample_rate)], mode.sample_rate
 
 
-def write(out: Path, name: str, sound: Float[np.ndarray, " l"], rate: int, clip: Clip | None) -> list[Path]:
+def write(out: Path, name: str, sound: Float[np.ndarray, " l"], rate: int, clip: Interval | None) -> list[Path]:
     """Writes sound and picture, and of a clip its frames and its video; returns the files."""
     wave, picture = out / f"{name}.wav", out / f"{name}.png"
     audio.write_audio(wave, sound, rate)
@@ -103,9 +103,9 @@ def main() -> None:
     example = features[index]
     clip = None
     if args.root:
-        require_columns(features.table)
+        features.table.require(*INTERVAL)
         try:
-            clip = clip_of(features.table.rows[index], features.table.lines[index], args.root.resolve())
+            clip = interval_of(features.table.rows[index], args.root.resolve())
         except ValueError as error:
             raise UserError(f"row {features.table.lines[index]} of {features.table_name(index)}: {error}") from None
     print("\n".join(describe(features, index, example)))

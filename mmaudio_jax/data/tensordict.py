@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmaudio_jax.data.example import TEXT_LENGTH, Metadata, StoredFeatures, example_shapes
+from mmaudio_jax.data.example import CAPTION_COLUMNS, TEXT_LENGTH, Metadata, StoredFeatures, example_shapes
 from mmaudio_jax.data.table import Table, read_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import CLIP_FPS, SYNC_FPS, VAE_FACTOR, AudioMode, lengths, mode_of
@@ -30,11 +30,16 @@ REQUIRED = ("mean", "std", "text_f")
 class TensorDictFeatures(StoredFeatures):
     """A memory-map folder as it lies, with the TSV of its name beside it; nothing is copied or converted."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, damaged: bool = False):
         """Opens the folder with meta.json.
 
+        Args:
+            path: the folder.
+            damaged: its table need not be there and fit; every example then counts as one with a caption.
+
         Raises:
-            UserError: a file is missing or has another size than meta.json says, or the lengths disagree.
+            UserError: a file is missing or has another size than meta.json says, the lengths disagree, or the table is
+                not one of its examples.
         """
         stored = _stored_shapes(path)
         mode, duration = _mode_and_duration(path, stored)
@@ -43,10 +48,12 @@ class TensorDictFeatures(StoredFeatures):
         super().__init__(path, Metadata(mode, duration, example_shapes(mode, duration, **dims), count))
         self._stored = stored
         self._maps: dict[str, np.ndarray] | None = None
-        if "caption" not in self.table.columns:
-            self.table.require("label")
-            self.caption_column = "label"
-        self._has_text = np.array([bool(caption.strip()) for caption in self.captions])
+        try:
+            self._has_text = np.array([bool(caption.strip()) for caption in self.captions])
+        except UserError:
+            if not damaged:
+                raise
+            self._has_text = np.ones(count, bool)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Copies one row of every file; text features of no words are left out."""
@@ -63,7 +70,10 @@ class TensorDictFeatures(StoredFeatures):
         table = table_of(self.path)
         if not table.is_file():
             raise UserError(f"the feature set {self.path} needs its table: put it at {table}")
-        return read_table(table)
+        found = read_table(table)
+        if not {*CAPTION_COLUMNS} & {*found.columns}:
+            found.require("label")
+        return found
 
     def table_name(self, index: int) -> str:
         """The TSV beside the folder."""

@@ -7,7 +7,9 @@ only warnings.
 
 import argparse
 import collections
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import tqdm
 
 from mmaudio_jax import errors, weights
-from mmaudio_jax.data.check import page, recordings, tables
+from mmaudio_jax.data.check import page, recordings, tables, texts
 from mmaudio_jax.data.check.examples import ReleasedStatistics, Scan
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Report, Rows, Verdict, fault, left_out
 from mmaudio_jax.data.example import StoredFeatures
@@ -30,10 +32,18 @@ MARKS = {Verdict.OK: "ok", Verdict.WARNING: "WARNING", Verdict.FAULT: "FAULT", V
 
 
 class Reference(NamedTuple):
-    """What a folder of weights has to compare with: latent statistics, the VAE, and which encoders are others."""
+    """What a folder of weights has to compare with.
+
+    Attributes:
+        statistics: of the latents that the model was trained on.
+        encode_audio: the VAE.
+        encode_captions: CLIP; None where the folder has not the one that the set was made with.
+        encoders: which are others than those that the set was made with.
+    """
 
     statistics: ReleasedStatistics
-    encode: recordings.Encode
+    encode_audio: recordings.Encode
+    encode_captions: texts.Encode | None
     encoders: Check
 
 
@@ -60,12 +70,20 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     mean, std = (np.asarray(params[f"latent_{name}"], np.float64).ravel() for name in ("mean", "std"))
     if len(mean) != channels:
         raise UserError(f"{root / model} has {len(mean)} latent channels, {features.path} has {channels}")
-    check = fault(ENCODERS)
-    for name, fingerprint in features.metadata.encoders.items():
-        if name in known and known[name]["fingerprint"] != fingerprint:
-            check.add(Place(f"the set was made with another {name} than {root / name}"))
+    made_with = {name: mark for name, mark in features.metadata.encoders.items() if name in known}
+    others = [name for name, fingerprint in made_with.items() if known[name]["fingerprint"] != fingerprint]
+    check = fault(ENCODERS) if made_with else left_out(ENCODERS, "the set does not tell its encoders")
+    for name in others:
+        check.add(Place(f"the set was made with another {name} than {root / name}"))
     encoders = Encoders(root)
-    return Reference((mean, std), lambda audio: encoders.encode_audio(audio, mode)[0], check)
+    width = known["clip"]["config"].get("text_width") if "clip" in known else None
+    reads = "clip" not in others and width == features.metadata.shapes["text_f"][1]
+    return Reference(
+        (mean, std),
+        lambda audio: encoders.encode_audio(audio, mode)[0],
+        encoders.encode_captions if reads else None,
+        check,
+    )
 
 
 def check_features(
@@ -84,13 +102,15 @@ def check_features(
         root: the folder that its video_path starts from; None leaves the recordings out.
         reference: None leaves the comparison with a model out.
         validation_fraction, seed: of the split that is looked at where the table has no column `split`.
-        most_recordings: clips whose videos are looked at.
+        most_recordings: clips whose videos and captions are looked at.
     """
     described, of_table = tables.describe(features, validation_fraction, seed)
     rows = described.rows if described.fits else Rows()
     files, scan = read_all(features, rows)
     captions, split = described.captions, described.split
-    has_text = scan.has_text if described.fits else [bool(caption.strip()) for caption in captions]
+    has_text = np.array([bool(caption.strip()) for caption in captions], bool)
+    if described.fits:  # what cannot be read is reported as that
+        has_text = np.where(scan.readable, scan.has_text, has_text)
     of_captions, words = tables.check_captions(captions, has_text, described.rows)
     unknown = [""] * len(features)
     of_arrays, distributions, channels = scan.findings(
@@ -98,9 +118,14 @@ def check_features(
         split.names if described.fits else unknown,
         reference and reference.statistics,
     )
-    heard, loudness = recordings.no_recordings("needs --root" if described.fits else "no row tells the video"), []
-    if root and described.fits:
-        encode = reference and reference.encode
+    unfit = "no row tells the video"
+    read, heard, loudness = left_out(texts.NAME, unfit), recordings.no_recordings(unfit), []
+    if described.fits:
+        encode, why_not = reference and reference.encode_captions, "needs --weights with its CLIP"
+        read = texts.check_texts(features, captions, most_recordings, encode, why_not, rows)
+        heard = recordings.no_recordings("needs --root")
+    if described.fits and root:
+        encode = reference and reference.encode_audio
         heard, loudness = recordings.check_recordings(features, root, most_recordings, encode, rows)
     encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
     by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
@@ -118,7 +143,7 @@ def check_features(
             "sources": f"{len(by_source)}; the largest has {max(by_source.values(), default=0)} examples",
             "split": f"{', '.join(f'{n} {name}' for name, n in by_split.items())}, by {split.origin}",
         },
-        checks=[files, *of_table, *of_captions, *of_arrays, encoders, *heard],
+        checks=[files, *of_table, *of_captions, *of_arrays, encoders, read, *heard],
         shares={what: share for what, share in shares.items() if share},
         distributions=[each for each in (of_sources, words, *distributions, *loudness) if len(each.values)],
         channels=channels,
@@ -161,6 +186,16 @@ def show(report: Report) -> None:
     print(f"\n{report.summary}")
 
 
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """As of `atomic_file`, the file being there."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    with atomic_file(path) as temporary:
+        temporary.touch()
+        yield temporary
+
+
 @errors.main
 def main() -> int:
     """The command line."""
@@ -174,7 +209,7 @@ def main() -> int:
     add("--report", type=Path, help="write a page to look at, .html")
     add("--json", type=Path, help="write what was found for machines")
     add("--root", type=Path, help="the folder that video_path starts from: look at the videos too")
-    add("--recordings", type=int, default=1000, help="videos to look at, at most (default 1000)")
+    add("--recordings", type=int, default=1000, help="videos and captions to look at, at most (default 1000)")
     add("--weights", type=Path, help="the folder of converted weights: compare with the released model")
     add("--model", help="which flow network of --weights; by default the first that fits")
     add("--validation_fraction", type=float, default=0.15, help="of the run whose split is checked (default 0.15)")
@@ -185,22 +220,21 @@ def main() -> int:
     if args.root and not args.root.is_dir():
         raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
     features = open_features(args.features, damaged=True)
-    report = check_features(
-        features,
-        root=args.root,
-        reference=load_reference(args.weights, args.model, features) if args.weights else None,
-        validation_fraction=args.validation_fraction,
-        seed=args.seed,
-        most_recordings=args.recordings,
-    )
-    show(report)
-    for path, text in (
-        (args.report, lambda: page.render(report)),
-        (args.json, lambda: json.dumps(report.asdict(), indent=2) + "\n"),
-    ):
-        if path:
-            with atomic_file(path) as temporary:
-                temporary.write_text(text(), encoding="utf-8")
+    with contextlib.ExitStack() as stack:  # a place that cannot be written is known before all is read
+        page_file, json_file = (path and stack.enter_context(_writable(path)) for path in (args.report, args.json))
+        report = check_features(
+            features,
+            root=args.root,
+            reference=load_reference(args.weights, args.model, features) if args.weights else None,
+            validation_fraction=args.validation_fraction,
+            seed=args.seed,
+            most_recordings=args.recordings,
+        )
+        show(report)
+        if page_file:
+            page_file.write_text(page.render(report), encoding="utf-8")
+        if json_file:
+            json_file.write_text(json.dumps(report.asdict(), indent=2) + "\n", encoding="utf-8")
     return 1 if report.count(Verdict.FAULT) else 0
 
 

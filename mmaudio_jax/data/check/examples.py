@@ -23,6 +23,7 @@ class Scan:
     """Takes in the arrays of every example, and tells what is wrong with them.
 
     Attributes:
+        readable: (examples,) bool, of which the record can be read.
         has_video, has_text: (examples,) bool, what is stored of each.
         seconds: (examples,) float32, how long each is without its padding; nan for the damaged.
     """
@@ -34,7 +35,8 @@ class Scan:
         self._nan, self._infinity, self._zeros = fault("NaN"), fault("infinity"), fault("rows of zeros")
         self._constant, self._std = fault("rows of one value"), fault("standard deviations not above 0")
         self._frozen = warning("pictures that never change")
-        self.has_video, self.has_text, self._whole, self._moves = (np.zeros(count, bool) for _ in range(4))
+        self.readable, self.has_video, self.has_text = (np.zeros(count, bool) for _ in range(3))
+        self._whole, self._moves = (np.zeros(count, bool) for _ in range(2))
         self.seconds, self._change = (np.full(count, np.nan, np.float32) for _ in range(2))
         self._sounds, self._pictures = (np.zeros(count, np.uint64) for _ in range(2))
         self._sketches = np.zeros((count, duplicates.SKETCH), np.float32)
@@ -46,6 +48,7 @@ class Scan:
 
     def add(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes in the stored arrays of an example; one that is damaged counts in no statistics."""
+        self.readable[index] = True
         self.has_video[index], self.has_text[index] = VIDEO[0] in arrays, "text_f" in arrays
         try:
             check_shapes(arrays, self._shapes)

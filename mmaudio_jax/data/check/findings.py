@@ -35,7 +35,7 @@ class Place:
     id: str | None = None
 
     def __str__(self) -> str:
-        where = "" if self.row is None else f"{self.table} row {self.row} (id {self.id!r})"
+        where = "" if self.row is None else f"{self.id!r} ({self.table} row {self.row})"
         return ": ".join(filter(None, [where, self.what]))
 
 
@@ -123,6 +123,12 @@ def warning(name: str) -> Check:
 def left_out(name: str, reason: str) -> Check:
     """A check that was not made."""
     return Check(name, Verdict.LEFT_OUT, reason)
+
+
+def spread(indices: Sequence[int], most: int) -> list[int]:
+    """At most so many of the indices, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int))
+    return [indices[i] for i in chosen]
 
 
 @dataclasses.dataclass(frozen=True)

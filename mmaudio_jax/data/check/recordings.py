@@ -12,8 +12,8 @@ import tqdm
 from jaxtyping import Float
 
 from mmaudio_jax.data import media
-from mmaudio_jax.data.check.findings import Check, Distribution, Rows, fault, left_out, warning
-from mmaudio_jax.data.clips import clip_of, require_columns
+from mmaudio_jax.data.check.findings import Check, Distribution, Rows, fault, left_out, spread, warning
+from mmaudio_jax.data.clips import INTERVAL, interval_of
 from mmaudio_jax.data.example import StoredFeatures, check_arrays
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import MODES, VAE_FACTOR, lengths
@@ -47,10 +47,10 @@ def check_recordings(
         rows: where the examples are.
     """
     try:
-        require_columns(features.table)
+        features.table.require(*INTERVAL)
     except UserError as error:
         return no_recordings(str(error)), []
-    indices = np.unique(np.linspace(0, len(features) - 1, min(most, len(features))).round().astype(int)).tolist()
+    indices = spread(range(len(features)), most)
     recordings = _Recordings(features, root.resolve(), encode, rows)
     for index in tqdm.tqdm(indices, desc="listening", unit=" clips", delay=2, disable=None):
         recordings.add(index)
@@ -84,7 +84,7 @@ class _Recordings:
         samples = (length.latent if latent is None else len(latent)) * length.samples // length.latent
         seconds = min(self._duration, samples / self._mode.sample_rate)
         try:
-            clip = clip_of(table.rows[index], table.lines[index], self._root)
+            clip = interval_of(table.rows[index], self._root)
             info = media.probe(clip.video)
             audio = media.read_audio(
                 clip.video, clip.start_time, seconds, self._mode.sample_rate, samples, clip.end_time

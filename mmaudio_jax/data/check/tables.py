@@ -8,8 +8,9 @@ import numpy as np
 
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Rows, fault, left_out, warning
+from mmaudio_jax.data.clips import check_id
 from mmaudio_jax.data.dataset import split_by_source
-from mmaudio_jax.data.example import StoredFeatures, source_of
+from mmaudio_jax.data.example import StoredFeatures, caption_of, source_of
 from mmaudio_jax.data.table import Table
 from mmaudio_jax.errors import UserError
 
@@ -29,12 +30,17 @@ def repeated(values: Iterable) -> Iterator[list[int]]:
     return (indices for indices in found.values() if len(indices) > 1)
 
 
-def check_ids(ids: Sequence[str], rows: Rows) -> Check:
-    """Every example has an id of its own."""
-    check = fault("double ids")
+def check_ids(ids: Sequence[str], rows: Rows) -> list[Check]:
+    """Every example has an id of its own, which files can be named by."""
+    double, unsafe = fault("double ids"), warning("ids that cannot name a file")
     for indices in repeated(ids):
-        check.add(rows.together(indices))
-    return check
+        double.add(rows.together(indices))
+    for i, id in enumerate(ids):
+        try:
+            check_id(id)
+        except ValueError as error:
+            unsafe.add(rows.place(i, str(error)))
+    return [double, unsafe]
 
 
 def check_captions(captions: Sequence[str], has_text: Sequence[bool], rows: Rows) -> tuple[list[Check], Distribution]:
@@ -165,9 +171,9 @@ def describe(features: StoredFeatures, fraction: float, seed: int) -> tuple[Desc
         split, values = draw_split(features, fraction, seed)
     else:
         split, values = Split([""] * len(written), "nothing"), left_out(SPLIT_VALUES, "no such column")
-    captions = [row.get(features.caption_column, "") for row in written]
+    captions = [caption_of(row) for row in written]
     ids = [row.get("id", "") for row in written]
-    checks = [fits, check_ids(ids, rows), values, check_sources(sources, split, rows)]
+    checks = [fits, *check_ids(ids, rows), values, check_sources(sources, split, rows)]
     return Described(whole, rows, captions, sources, split), checks
 
 

@@ -1,0 +1,118 @@
+"""`mmaudio_jax.data.check` with --root and --weights: what is stored against the videos, the VAE and CLIP."""
+
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from checked_sets import SHAPES, named, rows_and_examples
+from media_files import tone, write_media
+
+from convert.features import to_tensordict
+from mmaudio_jax.data import media
+from mmaudio_jax.data.records import FeatureWriter, open_features
+from mmaudio_jax.data.table import read_table, write_table
+from mmaudio_jax.encoders import Encoders
+
+WORDS = "text features of another caption"
+
+
+@pytest.fixture(scope="module")
+def encoders(demo_weights):
+    return Encoders(demo_weights)
+
+
+@pytest.fixture
+def filmed(tmp_path, encoders):
+    """Twelve clips of noise bursts, and the set of their latents and captions: (root, rows, examples)."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    rows, examples = rows_and_examples()
+    for i, (row, arrays) in enumerate(zip(rows, examples, strict=True)):
+        burst = np.zeros(44_100 * 6 // 5)
+        start = rng.integers(10_000, 30_000)
+        burst[start : start + 8_000] = 0.3 * rng.standard_normal(8_000)
+        write_media(root / f"{i}.mp4", count=30, audio=(burst + 1e-3)[None].astype(np.float32))
+        row.update(video_path=f"{i}.mp4", start_time="0", end_time="1")
+        sound = media.read_audio(root / f"{i}.mp4", 0.0, 1.0, 16_000, 16_384)
+        mean, std = encoders.encode_audio(sound[None], "16k")
+        arrays.update(mean=mean[0], std=std[0], text_f=encoders.encode_captions([row["caption"]])[0])
+    return root, rows, examples
+
+
+@pytest.fixture
+def write(tmp_path):
+    def call(rows, examples, dtype="float32"):
+        shapes = SHAPES | {"text_f": examples[0]["text_f"].shape}
+        with FeatureWriter(tmp_path / "set", "16k", 1.0, shapes, dtype=dtype) as writer:
+            for row, arrays in zip(rows, examples, strict=True):
+                writer.append(row, arrays)
+        return tmp_path / "set"
+
+    return call
+
+
+def test_clips_whose_latents_are_theirs(filmed, write, run_check, demo_weights):
+    root, rows, examples = filmed
+    path = write(rows, examples)
+    _, found, _ = run_check(path, "--root", root, "--recordings", 4)
+    assert found["clips that cannot be read again"]["note"] == "0 of 4 clips"
+    assert found["latents that are early or late"]["note"] == "needs --weights"
+    code, found, printed = run_check(path, "--root", root, "--weights", demo_weights)
+    assert code == 0 and not named(found, "fault"), printed
+    assert named(found, "left out") == {"encoders other than those in --weights"}  # which this set does not tell
+    assert found["latents that are early or late"]["note"] == "0 of 12 clips"
+    assert found[WORDS]["note"] == "0 of 12 captions"
+
+
+def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weights):
+    root, rows, examples = filmed
+    write_media(root / "3.mp4", count=40, audio=tone(1.2, 44_100), audio_start=Fraction(2, 5))
+    examples[5]["mean"] = np.roll(examples[5]["mean"], 6, axis=0)
+    examples[6]["mean"] = examples[0]["mean"][::-1].copy()
+    (root / "7.mp4").unlink()
+    code, found, _ = run_check(write(rows, examples), "--root", root, "--weights", demo_weights)
+    assert code == 1
+    (place,) = found["picture and sound that begin apart"]["places"]
+    assert place["id"] == "clip3"
+    assert re.search(r"begins 0\.3\d\d s after the picture", place["what"])  # 0.4 s less the run-up of AAC
+    (place,) = found["latents that are early or late"]["places"]
+    assert place["id"] == "clip5" and place["what"] == "0.192 s late"
+    others = found["latents of another sound than the clip's"]["places"]
+    assert [place["id"] for place in others] == ["clip3", "clip6"]
+    (place,) = found["clips that cannot be read again"]["places"]
+    assert place["id"] == "clip7" and "no such file" in place["what"]
+
+
+def test_captions_that_were_exchanged(filmed, write, run_check, demo_weights, tmp_path):
+    """In a set of the published tools no hash tells, CLIP does."""
+    _, rows, examples = filmed
+    path, table = tmp_path / "theirs", tmp_path / "theirs.tsv"
+    to_tensordict(open_features(write(rows, examples, "bfloat16")), path)
+    assert read_table(table).columns[1] == "label"
+    _, found, printed = run_check(path, "--weights", demo_weights)
+    assert found[WORDS]["note"] == "0 of 12 captions" and not named(found, "fault"), printed
+    told = read_table(table).rows
+    told[2]["label"], told[7]["label"] = told[7]["label"], told[2]["label"]
+    write_table(table, told)
+    _, found, _ = run_check(path)
+    assert found[WORDS]["verdict"] == "left out" and found[WORDS]["note"] == "needs --weights with its CLIP"
+    code, found, printed = run_check(path, "--weights", demo_weights)
+    assert code == 1 and [place["id"] for place in found[WORDS]["places"]] == ["clip2", "clip7"]
+    assert "those stored are not of 'a door, near'" in printed and "2 of 12 captions" in printed
+
+
+def test_a_set_of_the_published_tools_is_compared_with_its_videos(filmed, write, run_check, demo_weights, tmp_path):
+    root, rows, examples = filmed
+    path, table = tmp_path / "theirs", tmp_path / "theirs.tsv"
+    to_tensordict(open_features(write(rows, examples)), path)
+    _, found, printed = run_check(path, "--root", root, "--weights", demo_weights)
+    assert found["latents of another sound than the clip's"]["note"] == "0 of 12 clips", printed
+    write_table(table, reversed(read_table(table).rows))  # as a table that was sorted otherwise
+    code, found, _ = run_check(path, "--root", root, "--weights", demo_weights)
+    assert code == 1 and found["latents of another sound than the clip's"]["count"] == found[WORDS]["count"] == 12
+    write_table(table, read_table(table).rows[1:])
+    code, found, _ = run_check(path)
+    (place,) = found["a table that does not fit the examples"]["places"]
+    assert code == 1 and "has 12 examples but" in place["what"]
