@@ -35,7 +35,7 @@ from mmaudio_jax.data.table import Row, read_table, write_table
 from mmaudio_jax.decoding import Media, NoProcess, read_ahead, read_media
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file
+from mmaudio_jax.files import atomic_file, writing
 
 KEY = "record_key"  # column of a part's clips.tsv
 PADDED = "-padded"  # ends the name of a record that `--short skip` would not have made
@@ -113,22 +113,28 @@ def extract(
             raise UserError(f"none of the {len(block)} clips could be used; the reasons are in {listed}{kept}")
         changed = not old.is_as(rows, failed, ids)
         if changed:
-            with PartWriter(work / "new", metadata, ids) as writer:
+            with writing(out), PartWriter(work / "new", metadata, ids) as writer:
                 for row in tqdm.tqdm(rows, desc="putting together", unit=" clips", delay=2, leave=False, disable=None):
                     writer.append(row, old.read(row[KEY]) if row[KEY] in old.keys else _read(work, row[KEY]))
                 if failed:
                     write_table(work / "new" / part.FAILED, failed)
             _put_in_place(work, out / str(name))
     place = out if name == WHOLE else out / str(name)
+    encoded = len(todo) - len(reasons)
+    counts = {
+        "encoded now": encoded,
+        "encoded before": len(rows) - encoded,
+        "without a picture": writer.without_video if changed else 0,
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    dropped = len({row["id"] for row in old.rows} - {clip.id for clip in clips})
+    told += f"; dropped {dropped} that the table no longer has" if dropped else ""
+    print(f"{place} has {len(rows)} clips: {told}{'' if changed else '; nothing has changed'}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(block)} clips could not be used; the reasons are in "
             f"{out / str(name) / part.FAILED}, and the other {len(rows)} are in {place}"
         )
-    notes = "" if changed else ", as they were: nothing has changed"
-    if changed and writer.without_video:
-        notes = f", {writer.without_video} of them without a picture"
-    print(f"{len(rows)} clip(s) are in {place}{notes}")
 
 
 def record_key(clip: Clip, settings: Mapping[str, object]) -> str:

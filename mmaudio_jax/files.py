@@ -1,6 +1,7 @@
 """Atomic writes: a reader sees the whole file or folder, or none."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -9,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmaudio_jax.errors import UserError
+from mmaudio_jax.errors import FULL, UserError
 
 
 def sha256(path: Path) -> str:
@@ -44,12 +45,24 @@ def _is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Has a full disk within, which libraries tell in many ways, be an OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if FULL not in str(error) or getattr(error, "filename", None):
+            raise
+        raise OSError(errno.ENOSPC, FULL, str(path)) from None
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it takes the place of `path`, else it is removed."""
     path = Path(path)
     temporary = _sibling(path)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -70,7 +83,8 @@ def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Ite
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         if path.exists():
             old = path.parent / f".{path.name}.old-{os.getpid()}"
             os.rename(path, old)

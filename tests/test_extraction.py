@@ -127,7 +127,7 @@ def test_a_set_that_is_there_is_left_alone(extract, clips, tmp_path, capsys):
     extract(clips)
     before = content(tmp_path / "set"), (tmp_path / "set" / str(WHOLE)).stat().st_mtime_ns
     assert extract(clips) == 0
-    assert "7 clip(s) are in" in (printed := capsys.readouterr().out) and "nothing has changed" in printed
+    assert f"{tmp_path / 'set'} has 7 clips: 7 encoded before; nothing has changed" in capsys.readouterr().out
     assert before == (content(tmp_path / "set"), (tmp_path / "set" / str(WHOLE)).stat().st_mtime_ns)
 
 
@@ -135,12 +135,16 @@ def changed(clip, **changes):
     return dataclasses.replace(clip, **changes, columns=clip.columns | {k: str(v) for k, v in changes.items()})
 
 
-def test_only_what_is_new_or_has_changed_is_encoded(extract, clips, root, tmp_path):
+def test_only_what_is_new_or_has_changed_is_encoded(extract, clips, root, tmp_path, capsys):
     extract(clips[:5])
+    assert "has 5 clips: 5 encoded now\n" in capsys.readouterr().out
     os.utime(root / "1.mp4", ns=(1, 1))  # clips 1 and 4
     noted = dataclasses.replace(clips[3], columns=clips[3].columns | {"original_video": "another.mp4"})
     rows = [clips[5], noted, changed(clips[2], caption="another"), clips[1], clips[0]]
     assert extract(rows) == 3
+    assert "has 5 clips: 3 encoded now, 2 encoded before; dropped 1 that the table no longer has" in (
+        capsys.readouterr().out
+    )
     assert extract(rows, "fresh") == 5
     assert content(tmp_path / "set") == content(tmp_path / "fresh")
     assert open_features(tmp_path / "set").sources[1] == "another.mp4"
@@ -250,8 +254,9 @@ def test_a_full_disk_loses_nothing(extract, clips, tmp_path, monkeypatch):
         return pack(*args)
 
     monkeypatch.setattr(part, "pack", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         extract(clips)
+    assert str(tmp_path / "set") in error.value.filename
     assert extract(clips) == 4
 
 
@@ -272,7 +277,7 @@ def test_sounds_and_padded_clips_are_examples(extract, clips, root, tmp_path, ca
     with pytest.raises(UserError, match="1 of 3 clips could not be used"):
         extract(rows)
     assert extract(rows, short="pad", dtype="bfloat16", out="padded") == 3
-    assert "3 clip(s) are in" in (printed := capsys.readouterr().out) and "1 of them without a picture" in printed
+    assert "has 3 clips: 3 encoded now, 1 without a picture\n" in capsys.readouterr().out
     examples = [*open_features(tmp_path / "padded")]
     assert [int(example["latents"]) for example in examples] == [32, 32, 25]
     assert [bool(example["has_video"]) for example in examples] == [True, False, True]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mmaudio_jax.files import atomic_directory
+from mmaudio_jax.files import atomic_directory, atomic_file
 
 
 def test_what_a_killed_process_had_begun_is_removed(tmp_path):
@@ -27,3 +27,11 @@ def test_what_fails_leaves_what_was_there(tmp_path):
         (folder / "file").touch()
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["set"] and not any((tmp_path / "set").iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("x: No space left on device")])
+@pytest.mark.parametrize("write", [atomic_directory, atomic_file])
+def test_a_full_disk_is_named_by_what_was_to_be_written(tmp_path, write, error):
+    with pytest.raises(OSError, match="No space left on device") as told, write(tmp_path / "set"):
+        raise error
+    assert told.value.filename == str(tmp_path / "set") and not any(tmp_path.iterdir())
