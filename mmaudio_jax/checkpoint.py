@@ -20,29 +20,15 @@ from mmaudio_jax import distributed, trees
 from mmaudio_jax.errors import Damaged, UserError, reading
 from mmaudio_jax.files import atomic_directory
 from mmaudio_jax.lora import LoRAConfig
+from mmaudio_jax.resumption import check_same
 
 State = Mapping[str, Any]  # of a run, as of `mmaudio_jax.train_step`
 
-ADVICE = {  # where the value cannot be given
-    "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
-    "data.ids_sha256": "--config.data names other clips than the run's, or repeats or splits them otherwise: "
-    "name the old ones",
-    "config.num_steps": "a run's length is part of its schedule; to train on, start another run from it "
-    "(--config.lora.start) or from what python -m mmaudio_jax.merge makes of it",
-    "start": "a run cannot begin as another adapter once it has begun: leave config.lora.start as it was",
-    "start.fingerprint": "config.lora.start names another adapter than the one that the run began as: name that one",
-}
 ALONE = "alone"  # in what is kept of a run: its leaves are all there is, it cannot go on
 FOLDER = "checkpoints"  # of a workdir
 SNAPSHOTS = "ema"  # of a workdir: all averages, to make others of
 DAMAGED = "damaged"  # of a workdir: checkpoints that could not be read
 BEST = "best"  # RUN@best: the checkpoint of the lowest validation loss
-# what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same things lie
-MAY_CHANGE = (
-    *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
-    *("config.remat", "config.samples", "config.wandb", "config.lora.start"),
-    *("base.path", "start.path", "start.step", "mmaudio_jax_version"),
-)
 
 
 class _Kept:
@@ -121,7 +107,7 @@ class RunCheckpoints(_Kept):
                     stored = _read_json(self._manager, step, "run")
                     if ALONE in stored:
                         raise UserError(f"{workdir} holds trained weights and no run; choose another --workdir")
-                    _check_same("", stored, self._run, workdir)
+                    check_same(stored, self._run, workdir)
                     break
         except UserError:
             self.close()
@@ -453,18 +439,3 @@ def _check_digests(manager: ocp.CheckpointManager, step: int) -> None:
         found = _digests(_read_json(manager, step, "run"), Progress(**_read_json(manager, step, "progress")), loss)
     if changed := [name for name, digest in found.items() if stored.get(name) != digest]:
         raise Damaged(f"{manager.directory / str(step)} is damaged: its {changed[0]} is not what was saved")
-
-
-def _check_same(name: str, stored: Any, asked: Any, workdir: Path) -> None:
-    if name in MAY_CHANGE:
-        return
-    if isinstance(asked, Mapping) and isinstance(stored, Mapping):
-        for key in {**asked, **stored}:
-            _check_same(f"{name}.{key}" if name else key, stored.get(key), asked.get(key), workdir)
-    elif (list(stored) if isinstance(stored, tuple) else stored) != (
-        list(asked) if isinstance(asked, tuple) else asked
-    ):
-        raise UserError(
-            f"{workdir} holds another run: its {name} is {stored!r}, now it is {asked!r}; "
-            f"{ADVICE.get(name, 'give the old value to go on with it')}, or choose another --workdir"
-        )
