@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -209,17 +208,30 @@ class Pipeline:
                 warnings.warn(remark, stacklevel=3)
         batches = pack(requests, self.key, 2 * batch_size * self.devices)
         in_turn = [i for batch in batches for i in batch.places]
+        first: dict[tuple, Request] = {}  # of those that see the same
+        for i in in_turn:
+            first.setdefault(requests[i].shown, requests[i])
+        seen: dict[tuple, Features] = {}
         made: list[Sound] = []
         running: Generated | None = None
-        with read_ahead(in_turn, lambda i: read_pictures(requests[i]), 0) as pictures:
+        with read_ahead(first.values(), read_pictures, 0) as pictures:
             for batch in tqdm.tqdm(batches, "making sound", unit=" batches", delay=2, leave=False, disable=None):
-                seen = itertools.islice(pictures, len(batch.places))
-                features = [self.features(found.result(), requests[i]) for i, found in seen]
-                started = self.generate([requests[i] for i in batch.places], features, batch.capacity)
+                given = [requests[i] for i in batch.places]
+                features = [self._conditions(request, pictures, seen) for request in given]
+                started = self.generate(given, features, batch.capacity)
                 made += running.sounds() if running else []  # while the next one computes
                 running = started
         made += running.sounds() if running else []
         return [made[k] for k in np.argsort(in_turn)]
+
+    def _conditions(self, request: Request, pictures: Iterator, seen: dict[tuple, Features]) -> Features:
+        """The features of a request, whose pictures are the next unless it shows what has been `seen` already."""
+        if (known := seen.get(request.shown)) is None:
+            _, found = next(pictures)
+            seen[request.shown] = self.features(found.result(), request)
+            return seen[request.shown]
+        words = self.features(None, request)
+        return words._replace(clip_f=known.clip_f, sync_f=known.sync_f)
 
     def uses(self, request: Request) -> tuple[AdapterUse, ...]:
         """The adapters of a request: its own, or else the pipeline's."""

@@ -135,6 +135,11 @@ class Request:
         object.__setattr__(self, name, int(value))
 
     @property
+    def shown(self) -> tuple:
+        """All that decides what is seen: requests of the same see the same."""
+        return self.video, self.image, self.start, self.duration, self.made, self.use_clip
+
+    @property
     def branches(self) -> int:
         """Under how many conditions the network is asked at each evaluation: how many rows of a batch it takes."""
         shown = self.video is not None or self.image is not None

@@ -182,6 +182,20 @@ def test_lists_are_batches_in_the_order_that_was_asked_for(pipe, video, tmp_path
     assert provenance["model"] == "small_16k" and len(provenance["weights"]["small_16k"]) == 64
 
 
+def test_a_video_is_seen_once_for_all_that_is_made_for_it(pipe, video, monkeypatch):
+    seen = []
+    encode = pipe.encoders.encode_clip_frames
+    monkeypatch.setattr(pipe.encoders, "encode_clip_frames", lambda frames: [seen.append(1), encode(frames)][1])
+    several = pipe(video=video, prompt=["rain", "rain", "thunder"], seed=[1, 2, 1], **SHORT)
+    alone = [pipe(video=video, prompt="rain", seed=2, **SHORT), pipe(video=video, prompt="thunder", seed=1, **SHORT)]
+    assert len(seen) == 3
+    for sound, same in zip(several[1:], alone, strict=True):
+        assert relative_error(sound.latent, same.latent) < 1e-5
+        assert np.array_equal(sound.features.text_f, same.features.text_f)
+    pipe(video=video, start=[0.0, 0.1], **SHORT)
+    assert len(seen) == 5
+
+
 def test_a_prompt_that_is_cut_is_told(pipe):
     with pytest.warns(UserWarning, match="CLIP reads the prompt up to “….*rain rain”, not “rain"):
         pipe(prompt="rain " * 80, **SHORT)

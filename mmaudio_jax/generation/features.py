@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # it loads the networks' code
 DIGEST = 32  # bytes of the hash that a file of features begins with
 SEEN = ("clip_f", "sync_f")  # of the features
 VERSION = 1  # of the features: to be raised when the same videos come to be seen differently
-FIELDS = ("video", "image", "start", "duration", "made", "use_clip")  # of a request, which decide what is seen
 
 
 class FeatureCache:
@@ -44,14 +43,7 @@ class FeatureCache:
         source = request.video or request.image
         if source is None:
             return ""
-        fields = dataclasses.asdict(request)
-        said = [
-            str(source.resolve()),
-            state_of(source),
-            [str(fields[name]) for name in FIELDS],
-            self._made_with,
-            VERSION,
-        ]
+        said = [str(source.resolve()), state_of(source), [*map(str, request.shown)], self._made_with, VERSION]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def has(self, key: str) -> bool:
