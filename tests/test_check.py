@@ -104,6 +104,11 @@ PLANTED = [
         },
     ),
     (
+        "same text",
+        copy_arrays(0, 6, "text_f"),
+        {"the same text features for different captions": ("clip0", "as 'clip6' (part")},
+    ),
+    (
         "near leak",
         nearly(0, 10),
         {

@@ -5,16 +5,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from checked_sets import SHAPES, named, rows_and_examples
+from checked_sets import named, rows_and_examples
 from media_files import tone, write_media
 
 from convert.features import to_tensordict
 from mmaudio_jax.data import media
+from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS
 from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.data.table import read_table, write_table
 from mmaudio_jax.encoders import Encoders
 
 WORDS = "text features of another caption"
+PICTURES = "pictures of another video than the clip's"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def encoders(demo_weights):
 
 @pytest.fixture
 def filmed(tmp_path, encoders):
-    """Twelve clips of noise bursts, and the set of their latents and captions: (root, rows, examples)."""
+    """Twelve clips of noise bursts, and what the encoders make of them: (root, rows, examples)."""
     root = tmp_path / "videos"
     root.mkdir()
     rng = np.random.default_rng(0)
@@ -33,18 +35,27 @@ def filmed(tmp_path, encoders):
         burst = np.zeros(44_100 * 6 // 5)
         start = rng.integers(10_000, 30_000)
         burst[start : start + 8_000] = 0.3 * rng.standard_normal(8_000)
-        write_media(root / f"{i}.mp4", count=30, audio=(burst + 1e-3)[None].astype(np.float32))
+        stripes = (200 * (rng.random((1, 8, 3)) > 0.5)).astype(np.uint8)
+        write_media(
+            root / f"{i}.mp4",
+            count=30,
+            size=(64, 64),
+            audio=(burst + 1e-3)[None].astype(np.float32),
+            picture=lambda k, *_, stripes=stripes: np.roll(np.tile(stripes, (64, 8, 1)), k, axis=1),
+        )
         row.update(video_path=f"{i}.mp4", start_time="0", end_time="1")
         sound = media.read_audio(root / f"{i}.mp4", 0.0, 1.0, 16_000, 16_384)
         mean, std = encoders.encode_audio(sound[None], "16k")
+        frames, _ = media.read_frames(root / f"{i}.mp4", 0.0, 1.0)
         arrays.update(mean=mean[0], std=std[0], text_f=encoders.encode_captions([row["caption"]])[0])
+        arrays.update(clip_f=encoders.encode_clip_frames(frames[None])[0])
     return root, rows, examples
 
 
 @pytest.fixture
 def write(tmp_path):
     def call(rows, examples, dtype="float32"):
-        shapes = SHAPES | {"text_f": examples[0]["text_f"].shape}
+        shapes = {name: array.shape for name, array in examples[0].items()}
         with FeatureWriter(tmp_path / "set", "16k", 1.0, shapes, dtype=dtype) as writer:
             for row, arrays in zip(rows, examples, strict=True):
                 writer.append(row, arrays)
@@ -58,12 +69,13 @@ def test_clips_whose_latents_are_theirs(filmed, write, run_check, demo_weights):
     path = write(rows, examples)
     _, found, _ = run_check(path, "--root", root, "--recordings", 4)
     assert found["clips that cannot be read again"]["note"] == "0 of 4 clips"
-    assert found["latents that are early or late"]["note"] == "needs --weights"
+    assert found["latents that are early or late"]["note"] == NEEDS_WEIGHTS
     code, found, printed = run_check(path, "--root", root, "--weights", demo_weights)
     assert code == 0 and not named(found, "fault"), printed
     assert named(found, "left out") == {"encoders other than those in --weights"}  # which this set does not tell
     assert found["latents that are early or late"]["note"] == "0 of 12 clips"
     assert found[WORDS]["note"] == "0 of 12 captions"
+    assert found[PICTURES]["note"] == "0 of 12 clips"
 
 
 def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weights):
@@ -72,6 +84,7 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     examples[5]["mean"] = np.roll(examples[5]["mean"], 6, axis=0)
     examples[6]["mean"] = examples[0]["mean"][::-1].copy()
     (root / "7.mp4").unlink()
+    examples[8]["clip_f"] = examples[10]["clip_f"]
     code, found, _ = run_check(write(rows, examples), "--root", root, "--weights", demo_weights)
     assert code == 1
     (place,) = found["picture and sound that begin apart"]["places"]
@@ -81,6 +94,7 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     assert place["id"] == "clip5" and place["what"] == "0.192 s late"
     others = found["latents of another sound than the clip's"]["places"]
     assert [place["id"] for place in others] == ["clip3", "clip6"]
+    assert [place["id"] for place in found[PICTURES]["places"]] == ["clip3", "clip8"]
     (place,) = found["clips that cannot be read again"]["places"]
     assert place["id"] == "clip7" and "no such file" in place["what"]
 
@@ -97,7 +111,7 @@ def test_captions_that_were_exchanged(filmed, write, run_check, demo_weights, tm
     told[2]["label"], told[7]["label"] = told[7]["label"], told[2]["label"]
     write_table(table, told)
     _, found, _ = run_check(path)
-    assert found[WORDS]["verdict"] == "left out" and found[WORDS]["note"] == "needs --weights with its CLIP"
+    assert found[WORDS]["verdict"] == "left out" and found[WORDS]["note"] == NEEDS_WEIGHTS
     code, found, printed = run_check(path, "--weights", demo_weights)
     assert code == 1 and [place["id"] for place in found[WORDS]["places"]] == ["clip2", "clip7"]
     assert "those stored are not of 'a door, near'" in printed and "2 of 12 captions" in printed

@@ -37,13 +37,14 @@ class Reference(NamedTuple):
     Attributes:
         statistics: of the latents that the model was trained on.
         encode_audio: the VAE.
-        encode_captions: CLIP; None where the folder has not the one that the set was made with.
+        encode_captions, encode_frames: CLIP; None where the folder has not the one that the set was made with.
         encoders: which are others than those that the set was made with.
     """
 
     statistics: ReleasedStatistics
-    encode_audio: recordings.Encode
+    encode_audio: recordings.EncodeAudio
     encode_captions: texts.Encode | None
+    encode_frames: recordings.EncodeFrames | None
     encoders: Check
 
 
@@ -76,12 +77,14 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     for name in others:
         check.add(Place(f"the set was made with another {name} than {root / name}"))
     encoders = Encoders(root)
-    width = known["clip"]["config"].get("text_width") if "clip" in known else None
-    reads = "clip" not in others and width == features.metadata.shapes["text_f"][1]
+    config, shapes = known.get("clip", {}).get("config", {}), features.metadata.shapes
+    widths = config.get("embed_dim"), config.get("text_width")
+    same = "clip" not in others and widths == (shapes["clip_f"][1], shapes["text_f"][1])
     return Reference(
         (mean, std),
         lambda audio: encoders.encode_audio(audio, mode)[0],
-        encoders.encode_captions if reads else None,
+        encoders.encode_captions if same else None,
+        (lambda frames: encoders.encode_clip_frames(frames[None])[0]) if same else None,
         check,
     )
 
@@ -121,12 +124,12 @@ def check_features(
     unfit = "no row tells the video"
     read, heard, loudness = left_out(texts.NAME, unfit), recordings.no_recordings(unfit), []
     if described.fits:
-        encode, why_not = reference and reference.encode_captions, "needs --weights with its CLIP"
-        read = texts.check_texts(features, captions, most_recordings, encode, why_not, rows)
+        encode = reference and reference.encode_captions
+        read = texts.check_texts(features, captions, most_recordings, encode, rows)
         heard = recordings.no_recordings("needs --root")
     if described.fits and root:
-        encode = reference and reference.encode_audio
-        heard, loudness = recordings.check_recordings(features, root, most_recordings, encode, rows)
+        encode = (reference.encode_audio, reference.encode_frames) if reference else (None, None)
+        heard, loudness = recordings.check_recordings(features, root, most_recordings, *encode, rows)
     encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
     by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
     of_sources = Distribution("examples of a source", "examples", np.array(list(by_source.values()), np.float32))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mmaudio_jax.data.check import duplicates
+from mmaudio_jax.data.check import duplicates, texts
 from mmaudio_jax.data.check.findings import Channels, Check, Distribution, Place, Rows, fault, left_out, warning
 from mmaudio_jax.data.example import VIDEO, Metadata, check_shapes
 from mmaudio_jax.data.statistics import ChannelStatistics
@@ -38,7 +38,7 @@ class Scan:
         self.readable, self.has_video, self.has_text = (np.zeros(count, bool) for _ in range(3))
         self._whole, self._moves = (np.zeros(count, bool) for _ in range(2))
         self.seconds, self._change = (np.full(count, np.nan, np.float32) for _ in range(2))
-        self._sounds, self._pictures = (np.zeros(count, np.uint64) for _ in range(2))
+        self._sounds, self._pictures, self._texts = (np.zeros(count, np.uint64) for _ in range(3))
         self._sketches = np.zeros((count, duplicates.SKETCH), np.float32)
         self._statistics = ChannelStatistics()
 
@@ -66,6 +66,8 @@ class Scan:
         self._statistics.add(latent[:own])
         self._sounds[index] = duplicates.content_hash(latent)
         self._sketches[index] = duplicates.sketch(latent)
+        if "text_f" in arrays:
+            self._texts[index] = duplicates.content_hash(arrays["text_f"])
         if VIDEO[0] in arrays:
             picture = arrays[VIDEO[0]]
             shown = picture[: max(len(picture) * own // length, 1)]
@@ -130,7 +132,8 @@ class Scan:
             splits,
             self._rows,
         )
-        return [*checks, silent, self._frozen, *copies, _check_channels(channels)], distributions, channels
+        differ = texts.check_differ(self._texts, self._whole & self.has_text, captions, self._rows)
+        return [*checks, silent, self._frozen, *copies, differ, _check_channels(channels)], distributions, channels
 
 
 def _largest_change(latent: Float[np.ndarray, "n z"]) -> float:

@@ -14,6 +14,7 @@ MOST = 20  # places that a check keeps of all that it finds
 MOST_TOGETHER = 3  # others that are named beside the first
 BINS = 40  # of a histogram
 LARGEST = 15  # shares that are shown
+NEEDS_WEIGHTS = "needs --weights with the set's encoders"  # a reason to leave a check out
 
 
 class Verdict(enum.StrEnum):

@@ -1,13 +1,15 @@
-"""Checks whether the stored text features are those of the captions: by the hash that was kept, and by CLIP itself."""
+"""Checks whether the stored text features are those of the captions: by a hash, among each other, and by CLIP itself."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tqdm
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt64
 
-from mmaudio_jax.data.check.findings import Check, Place, Rows, fault, left_out, spread
+from mmaudio_jax.data.captions import tokenize
+from mmaudio_jax.data.check import duplicates
+from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS, Check, Place, Rows, fault, left_out, spread
 from mmaudio_jax.data.example import StoredFeatures, check_arrays
 from mmaudio_jax.errors import UserError
 
@@ -19,7 +21,7 @@ Encode = Callable[[Sequence[str]], Float[np.ndarray, "b 77 d"]]
 
 
 def check_texts(
-    features: StoredFeatures, captions: Sequence[str], most: int, encode: Encode | None, why_not: str, rows: Rows
+    features: StoredFeatures, captions: Sequence[str], most: int, encode: Encode | None, rows: Rows
 ) -> Check:
     """Compares all captions with the hash of those that were encoded, and some with what CLIP makes of them.
 
@@ -27,8 +29,7 @@ def check_texts(
         features: the set, whose table fits.
         captions: one an example.
         most: examples that CLIP is asked about, spread evenly over those with a caption.
-        encode: captions to text features.
-        why_not: where there is no `encode`, the reason.
+        encode: captions to text features; None leaves those uncompared.
         rows: where the examples are.
     """
     check = fault(NAME)
@@ -38,7 +39,7 @@ def check_texts(
         guarded = True
         check.add(Place(str(error)))
     if not encode:
-        return check if guarded else left_out(NAME, why_not)
+        return check if guarded else left_out(NAME, NEEDS_WEIGHTS)
     told = [i for i, caption in enumerate(captions) if caption.strip()]
     of_caption: dict[str, list[int]] = defaultdict(list)
     for i in spread(told, most):
@@ -55,6 +56,27 @@ def check_texts(
                 if (alike := _least_cosine(stored, read)) < SAME:
                     check.add(rows.place(i, f"those stored are not of {caption[:60]!r} (cosine {alike:.2f})"))
     check.note = f"{check.count} of {compared} captions"
+    return check
+
+
+def check_differ(
+    texts: UInt64[np.ndarray, " n"], there: Bool[np.ndarray, " n"], captions: Sequence[str], rows: Rows
+) -> Check:
+    """No two captions that CLIP reads otherwise have the same features.
+
+    Args:
+        texts: a hash of each example's text features.
+        there: which examples have any.
+        captions: one an example.
+        rows: where the examples are.
+    """
+    check = fault("the same text features for different captions")
+    for group in duplicates.same(texts, there):
+        distinct = {captions[i]: i for i in reversed(group)}
+        if len(distinct) > 1:
+            read = dict(zip(map(bytes, tokenize([*distinct])), distinct.values(), strict=True))
+            if len(read) > 1:
+                check.add(rows.together(sorted(read.values())))
     return check
 
 
