@@ -115,10 +115,23 @@ def check_encoders(features: FeatureSet, folder: Path) -> None:
             )
 
 
-def check_examples(features: FeatureSet) -> None:
-    """Raises a UserError in every process if any of them found a damaged example in its share of the set."""
+def check_examples(features: FeatureSet, state: str, workdir: Path) -> None:
+    """Raises a UserError in every process if any of them found a damaged example in its share of the set.
+
+    A run that goes on with files that have not changed since need not read them all again.
+
+    Args:
+        features: the set.
+        state: of its files.
+        workdir: of the run.
+    """
+    known = None
+    if workdir.exists():
+        with contextlib.suppress(UserError):  # there is no checkpoint yet
+            known = read_run(workdir)["data"].get("files")
     with distributed.together():
-        features.check(range(jax.process_index(), len(features), jax.process_count()))
+        if known != state:
+            features.check(range(jax.process_index(), len(features), jax.process_count()))
 
 
 class Examples:
@@ -243,9 +256,9 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Ada
 
 
 def identify(
-    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, start: dict[str, Any] | None
+    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, state: str, start: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What the run is, as its checkpoints keep it; `start` is of `find_start`."""
+    """What the run is, as its checkpoints keep it; `state` is of the sets' files, `start` of `find_start`."""
     told = (f"{id}\t{side}" if side else id for id, side in zip(features.ids, features.sides, strict=True))
     epoch = (name for name, repeat in zip(told, features.repeats, strict=True) for _ in range(repeat))
     return {
@@ -257,6 +270,7 @@ def identify(
             "duration": features.metadata.duration,
             "ids_sha256": hashlib.sha256("\n".join(epoch).encode()).hexdigest(),
             "encoders": features.metadata.encoders,
+            "files": state,
         },
         "mmaudio_jax_version": mmaudio_jax.__version__,
     }
@@ -301,8 +315,9 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
             f"warning: the run of {config.num_steps} steps ends within the warm-up of {config.optimizer.warmup_steps}; "
             "lower config.optimizer.warmup_steps to train at the full learning rate"
         )
-    check_examples(features)
-    identity, latent_dim = identify(config, base, features, begins), base.config.latent_dim
+    state = features.state
+    check_examples(features, state, workdir)
+    identity, latent_dim = identify(config, base, features, state, begins), base.config.latent_dim
     del base, start  # the run takes the leaves over
     sets, periodic = features.names if len(features.names) > 1 else (), None
     loss, validation_loss = (objective.make_loss(config.objective, sets, also) for also in (config.augment, None))

@@ -19,7 +19,7 @@ ADVICE = {  # where the value cannot be given
 MAY_CHANGE = (
     *("config.log_every", "config.workers", "config.mesh.data", "config.mesh.fsdp", "config.weights", "config.data"),
     *("config.remat", "config.samples", "config.wandb", "config.lora.start"),
-    *("base.path", "start.path", "start.step", "mmaudio_jax_version"),
+    *("base.path", "start.path", "start.step", "data.files", "mmaudio_jax_version"),
 )
 
 

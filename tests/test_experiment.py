@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from configs import lora_16k
 from mmaudio_jax import augment, checkpoint, config, experiment, sharding, trees, weights
 from mmaudio_jax.data import records
 from mmaudio_jax.data.example import example_shapes
+from mmaudio_jax.data.mixture import Mixture
 from mmaudio_jax.data.records import FeatureWriter
 from mmaudio_jax.errors import UserError
 
@@ -314,6 +316,22 @@ def test_a_damaged_example_stops_the_run_before_it_writes_anything(small_config,
     with pytest.raises(UserError, match=r"is damaged at row"):
         train(damaged, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_reads_its_set_again_only_if_its_files_have_changed(
+    small_config, finished, small_features, tmp_path, monkeypatch
+):
+    features, workdir = shutil.copytree(small_features, tmp_path / "set"), tmp_path / "run"
+    config = dataclasses.replace(small_config, data=str(features))
+    shutil.copytree(finished[0], workdir)
+    read = []
+    monkeypatch.setattr(Mixture, "check", lambda *_: read.append(1))
+    train(config, workdir)  # copies keep their times
+    assert not read
+    os.utime(features / FIRST_SHARD, ns=(1, 1))
+    train(config, workdir)
+    train(config, tmp_path / "another")
+    assert len(read) == 2
 
 
 def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, finished):

@@ -4,6 +4,8 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -170,6 +172,11 @@ class FeatureSet(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def state(self) -> str:
+        """A hash of the sizes and times of change of all its files: while it is the same, so are they."""
+
+    @property
+    @abc.abstractmethod
     def ids(self) -> list[str]:
         """One id an example."""
 
@@ -261,6 +268,18 @@ class StoredFeatures(FeatureSet):
     def files(self) -> Iterator[tuple[range, str | None]]:
         """The examples of each file in turn, and what is wrong with it by the hash that was kept, if one was."""
         yield range(len(self)), None
+
+    @property
+    def state(self) -> str:
+        """As of `FeatureSet`."""
+        found = ((path.name, path.stat()) for path in self.paths)
+        said = [[name, about.st_size, about.st_mtime_ns] for name, about in found]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    @property
+    @abc.abstractmethod
+    def paths(self) -> list[Path]:
+        """All files that it is made of, in a fixed order."""
 
     @abc.abstractmethod
     def read_table(self) -> Table:

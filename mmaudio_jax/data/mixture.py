@@ -104,6 +104,11 @@ class Mixture(FeatureSet):
         return place, int(index - self._starts[place])
 
     @property
+    def state(self) -> str:
+        """As of `FeatureSet`."""
+        return " ".join(features.state for features in self.sets)
+
+    @property
     def ids(self) -> list[str]:
         """One id an example, NAME/ID where there are several sets."""
         if len(self.sets) == 1:

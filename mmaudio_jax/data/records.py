@@ -140,6 +140,15 @@ class RecordFeatures(StoredFeatures):
                 yield range(first, first + shard.count), shard.fault(found.path, whole=True)
                 first += shard.count
 
+    @property
+    def paths(self) -> list[Path]:
+        """As of `StoredFeatures`."""
+        return [
+            found.path / name
+            for found in self._parts
+            for name in (part.METADATA, part.TABLE, *(shard.name for shard in found.shards))
+        ]
+
     def check_shards(self) -> None:
         """Reads every file once and compares it with what was written.
 

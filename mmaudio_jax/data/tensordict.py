@@ -25,6 +25,7 @@ PUBLISHED = {
     "sync_f": "sync_features",
 }
 REQUIRED = ("mean", "std", "text_f")
+META = "meta.json"
 
 
 class TensorDictFeatures(StoredFeatures):
@@ -65,6 +66,11 @@ class TensorDictFeatures(StoredFeatures):
         there = {name: rows for name, rows in self._maps.items() if name != "text_f" or self._has_text[index]}
         return {name: np.array(rows[index], np.float32) for name, rows in there.items()}
 
+    @property
+    def paths(self) -> list[Path]:
+        """As of `StoredFeatures`."""
+        return [self.path / META, table_of(self.path), *(file_of(self.path, name) for name in self._stored)]
+
     def read_table(self) -> Table:
         """The TSV beside the folder."""
         table = table_of(self.path)
@@ -96,12 +102,12 @@ def file_of(path: Path, name: str) -> Path:
 def _stored_shapes(path: Path) -> dict[str, tuple[int, int, int]]:
     """{array: (count, length, channels)} by meta.json, the size of each file checked against it."""
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / META).read_text())
         entries = {name: meta[key] for name, key in PUBLISHED.items() if key in meta}
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         dtypes = {name: entry["dtype"] for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'meta.json'} is not the description of a TensorDict memory map ({error})") from None
+        raise UserError(f"{path / META} is not the description of a TensorDict memory map ({error})") from None
     missing = [PUBLISHED[name] for name in REQUIRED if name not in shapes]
     if missing or ("clip_f" in shapes) != ("sync_f" in shapes):
         missing = missing or [PUBLISHED[name] for name in ("clip_f", "sync_f") if name not in shapes]

@@ -1,4 +1,4 @@
-"""Checks whether the stored text features are those of the captions: by a hash, among each other, and by CLIP itself."""
+"""Whether the stored text features are those of the captions: by a hash, among each other, and by CLIP itself."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
