@@ -27,9 +27,11 @@ RATE = 16_000
 
 
 def write(path, seconds=5.0, level=1.0, mute=False):
+    """A video that is no copy of one of another name, which is in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     audio = None if mute else level * tone(seconds, RATE)
-    return write_media(path, fps=10, count=round(10 * seconds), size=(64, 64), audio=audio, rate=RATE)
+    count = round(10 * seconds)
+    return write_media(path, fps=10, count=count, size=(64, 64), audio=audio, rate=RATE, title=path.stem)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +89,7 @@ def test_a_folder_becomes_a_table_and_what_was_rejected(media, tmp_path, in_proc
     assert {row["caption"] for row in rows} >= {"sound of größe 🐕", "sound of Walk", "sound of walk"}
     assert len({row["id"].lower() for row in rows}) == 10
     for row in rows:
-        assert (row["cut"], row["warnings"], row["original_video"]) == ("regular", "", row["video_path"])
+        assert (row["cut"], row["warnings"], f"{row['original_video']}.mp4") == ("regular", "", row["video_path"])
         assert (row["original_start_time"], row["original_end_time"]) == (row["start_time"], row["end_time"])
     reasons = {row["video_path"]: (row["reason"], row["detail"]) for row in rejected(out)}
     assert {name: reason for name, (reason, _) in reasons.items()} == {
@@ -166,22 +168,26 @@ def test_captions_of_parts_are_cut_within_them(media, tmp_path, in_process):
     table = tmp_path / "captions.csv"
     table.write_text(
         "file,start,end,caption,title\n"
-        'z,0.5,4.7,"rain, loud",T\nz.mp4,0.5,4.7,double,\nb/walk.mp4,4.5,9,late,\nnowhere.mp4,0,2,x,\nz,1,2,short,\n'
+        'z,0.5,4.7,"rain, loud",T\nz.mp4,0.5,4.7,also,\nb/walk.mp4,4.5,9,late,\nnowhere.mp4,0,2,x,\nz,1,2,short,\n'
+        "z.mp4,2.5,4.7,also,\n"
     )
     rows = run(media, tmp_path / "clips.tsv", captions_file=table)
     parts = [(row["start_time"], row["end_time"], row["title"]) for row in rows if row["caption"] == "rain, loud"]
     assert parts == [("0.5", "2.5", "T"), ("2.5", "4.5", "T")]
+    also = [row for row in rows if row["caption"] == "also"]  # of the same parts
+    assert [(row["start_time"], row["end_time"]) for row in also] == [("0.5", "2.5"), ("2.5", "4.5")]
+    assert len({row["id"] for row in rows}) == len(rows)
     assert any(row["caption"] == "sound of Walk" for row in rows)  # what the table leaves out
-    found = [(row["caption"], row["reason"]) for row in rejected(tmp_path / "clips.tsv") if row["caption"]]
-    assert sorted(found)[:4] == [("double", "double")] * 2 + [("late", "too short"), ("short", "too short")]
-    assert ("x", "missing") in found
+    found = {row["caption"]: row for row in rejected(tmp_path / "clips.tsv")}
+    assert {found[caption]["reason"] for caption in ("late", "short")} == {"too short"}
+    assert found["x"]["reason"] == "missing" and (found["also"]["row"], found["also"]["reason"]) == ("7", "double")
+    assert found["also"]["detail"] == f"the same part with the same caption is the clip {also[1]['id']}"
 
 
 def test_lists_keep_their_ids_and_sides(media, tmp_path, in_process, capsys):
     folder = tmp_path / "vggsound"
     for name in ("abc_000010.mp4", "deep/-de_000020.mp4", "fgh_000000.mp4"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(media / "z.mp4", folder / name)
+        write(folder / name)
     (tmp_path / "v.csv").write_text('abc,10,rain,train\n-de,20,"wind, hail",test\nfgh,0,x,train\ngone,7,x,train\nx,y\n')
     rows = run(folder, tmp_path / "clips.tsv", duration=4.0, list_file=tmp_path / "v.csv")
     assert [(row["id"], row["original_video"], row["caption"]) for row in rows] == [
@@ -198,13 +204,81 @@ def test_lists_keep_their_ids_and_sides(media, tmp_path, in_process, capsys):
 
 def test_bad_ids_of_a_list_become_safe_ones(media, tmp_path, in_process):
     ids = ["a/b", "ok", "OK", " x", ".y", "i" * 255, "🐕 ü", "new\nline"]
-    rows = [{"id": id, "video_path": "z.mp4", "start_time": "0", "end_time": "2", "caption": "c"} for id in ids]
+    place = {"video_path": "z.mp4", "start_time": "0", "end_time": "2"}
+    rows = [{"id": id, "caption": f"caption {i}", **place} for i, id in enumerate(ids)]
     write_table(tmp_path / "list.tsv", rows)
     found = run(media, tmp_path / "clips.tsv", list_file=tmp_path / "list.tsv")
     assert [row["id"] for row in found if not row["original_id"]] == ["ok", "🐕 ü"]
     assert [row["original_id"] for row in found] == ["a/b", "", "OK", " x", ".y", "i" * 255, "", "new\nline"]
     assert len({row["id"].lower() for row in found}) == len(ids)
     assert run(media, tmp_path / "again.tsv", list_file=tmp_path / "list.tsv") == found
+
+
+def listed(path, *rows):
+    """A list of (file, start, end, caption, source, side)."""
+    names = ("video_path", "start_time", "end_time", "caption", "original_video", "split")
+    write_table(path, [{"id": f"id{i}"} | dict(zip(names, row, strict=True)) for i, row in enumerate(rows)])
+    return path
+
+
+def test_what_is_the_same_part_with_the_same_caption_is_a_double(media, tmp_path, in_process):
+    """Whatever its row says that features are not made of; another caption, or another part, is no double."""
+    rows = [("z.mp4", "0", "2", "rain"), ("z.mp4", "0", "3", "rain"), ("./z.mp4", "0", "2", " rain ")]
+    rows += [("z.mp4", "0", "2", "wind"), ("z.mp4", "0", "1.9", "rain"), ("z.mp4", "1", "3", "rain")]
+    list_file = listed(tmp_path / "list.tsv", *((*row, "", "") for row in rows))
+    found = run(media, tmp_path / "clips.tsv", least=1, list_file=list_file)
+    assert [row["id"] for row in found] == ["id0", "id3", "id4", "id5"]
+    doubles = [(row["id"], row["reason"], row["detail"]) for row in rejected(tmp_path / "clips.tsv")]
+    assert doubles == [(id, "double", "the same part with the same caption is the clip id0") for id in ("id1", "id2")]
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Videos with captions: x and a/b are copies of k, the former with its caption and the latter with another."""
+    folder = tmp_path / "videos"
+    for name in ("k", "l", "m", "n"):
+        write(folder / f"{name}.mp4")
+        (folder / f"{name}.txt").write_text("rain")
+    (folder / "a").mkdir()
+    for name, caption in (("x", "rain"), ("a/b", "wind")):
+        shutil.copy(folder / "k.mp4", folder / f"{name}.mp4")
+        (folder / f"{name}.txt").write_text(caption)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_a_file_are_one_source(copied, tmp_path, in_process, seed):
+    rows = run(copied, tmp_path / "clips.tsv", val=0.4, seed=seed)
+    of_copies = [row for row in rows if row["video_path"] in ("k.mp4", "a/b.mp4")]
+    assert len(rows) == 10 and len(of_copies) == 4 and len({row["split"] for row in of_copies}) == 1
+    assert {row["original_video"] for row in of_copies} == {"a/b"}  # the first by name
+    (first, _), found = [row["id"] for row in rows if row["video_path"] == "k.mp4"], rejected(tmp_path / "clips.tsv")
+    assert [(row["video_path"], row["reason"]) for row in found] == [("x.mp4", "double")] * 2
+    detail = f"the file is a copy of k.mp4; the same part with the same caption is the clip {first}"
+    assert found[0]["detail"] == detail
+    assert len(run(copied, tmp_path / "clips.tsv", seed=seed, max_per_source=1)) == 4
+
+
+def test_copies_keep_the_source_and_the_side_that_a_list_tells(copied, tmp_path, in_process):
+    rest = [("l.mp4", "0", "2", "x", "L", ""), ("m.mp4", "0", "2", "x", "L", "train")]
+    copies = [
+        ("k.mp4", "0", "2", "c", "K", ""),
+        ("a/b.mp4", "2", "4", "c", "", ""),
+        ("x.mp4", "0", "2", "d", "X", "test"),
+    ]
+    found = run(copied, tmp_path / "clips.tsv", list_file=listed(tmp_path / "list.tsv", *rest, *copies))
+    sides = [(row["original_video"], row["split"]) for row in found[2:]]
+    assert sides == [("K", "test"), ("a/b", "test"), ("X", "test")] and found[0]["split"] == found[1]["split"] != "test"
+    copies[1] = (*copies[1][:5], "train")
+    list_file = listed(tmp_path / "list.tsv", *rest, *copies)
+    with pytest.raises(UserError, match="x.mp4 is a copy of a/b.mp4, and .* on two sides of the split, test and train"):
+        run(copied, tmp_path / "clips.tsv", list_file=list_file)
+
+
+def test_of_a_file_a_list_may_tell_parts_of_several_sources(copied, tmp_path, in_process):
+    rows = [("k.mp4", "0", "2", "c", "one", "train"), ("k.mp4", "2", "4", "c", "two", "val")]
+    found = run(copied, tmp_path / "clips.tsv", list_file=listed(tmp_path / "list.tsv", *rows))
+    assert [(row["original_video"], row["split"]) for row in found] == [("one", "train"), ("two", "val")]
 
 
 def test_clips_begin_at_onsets_and_end_before_cuts(tmp_path, in_process):

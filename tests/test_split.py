@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 
-from mmaudio_jax.data.split import complete, draw_sides, told_sides
+from mmaudio_jax.data.split import complete, draw_sides, join_copies, told_sides
 from mmaudio_jax.errors import UserError
 
 NAMES = st.lists(st.text(max_size=9), unique=True, max_size=30)
@@ -37,3 +39,27 @@ def test_what_a_list_tells_holds():
     assert complete({**told, "d": "val"}, 0, 0.4, 0.0)["a"] == "train"
     with pytest.raises(UserError, match="clips of the source a are on two sides of the split, train and test"):
         told_sides([("a", "train"), ("a", ""), ("a", "test")])
+
+
+SOURCES = "uvwxyz"
+FILES = st.lists(st.tuples(st.sampled_from("123"), st.sampled_from(SOURCES)), max_size=9)
+
+
+@given(FILES)
+def test_sources_of_copies_are_joined_by_any_chain_and_no_others(files):
+    joined, sides = join_copies(((f"file{i}", *file) for i, file in enumerate(files)), dict.fromkeys(SOURCES, ""))
+    assert list(joined) == list(SOURCES) and set(sides) == set(joined.values())
+    same = np.zeros((6, 6), bool)
+    for content, source in files:
+        for other, another in files:
+            same[SOURCES.index(source), SOURCES.index(another)] |= content == other
+    count, groups = connected_components(same)
+    assert len(set(zip(groups, joined.values(), strict=True))) == count == len(sides)
+
+
+def test_sides_of_copies_hold_for_all_that_are_joined():
+    files = [("a", "1", "x"), ("b", "1", "y"), ("c", "2", "y"), ("d", "2", "z"), ("e", "3", "u")]
+    joined, sides = join_copies(files, {"x": "", "y": "", "z": "val", "u": "test"})
+    assert joined == {"x": "x", "y": "x", "z": "x", "u": "u"} and sides == {"x": "val", "u": "test"}
+    with pytest.raises(UserError, match="d is a copy of c, .* on two sides of the split, val and train"):
+        join_copies(files, {"x": "train", "y": "", "z": "val", "u": ""})

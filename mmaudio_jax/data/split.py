@@ -46,6 +46,45 @@ def told_sides(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return sides
 
 
+def join_copies(
+    files: Iterable[tuple[str, str, str]], told: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Joins the sources of files that are copies of each other, so that no side has what is on another.
+
+    Args:
+        files: name, hash of the content, and source of each.
+        told: {source: side}, as of `told_sides`, of every source.
+
+    Returns:
+        {source: the one that stands for it, that of the first copy in the order of names}, {the latter: side}.
+
+    Raises:
+        UserError: sources of one content are told to be on two sides.
+    """
+    joined, sides = {source: source for source in told}, dict(told)
+
+    def standing_for(source: str) -> str:
+        while joined[source] != source:
+            source = joined[source]
+        return source
+
+    firsts: dict[str, tuple[str, str]] = {}
+    for name, content, source in sorted(files):
+        first_name, first_source = firsts.setdefault(content, (name, source))
+        first, other = standing_for(first_source), standing_for(source)
+        if first == other or name == first_name:  # of parts of one file, a list may tell several sources
+            continue
+        side = sides.pop(other)
+        if side and sides[first] not in ("", side):
+            raise UserError(
+                f"{name} is a copy of {first_name}, and they, or clips of the same source as one of them, are on two "
+                f"sides of the split, {side} and {sides[first]}; what trains must not be measured: put them on one "
+                "side, or leave one of the files out"
+            )
+        joined[other], sides[first] = first, sides[first] or side
+    return {source: standing_for(source) for source in joined}, sides
+
+
 def complete(told: Mapping[str, str], seed: int, val: float, test: float) -> dict[str, str]:
     """A side for every source. If none is told, all are drawn. Else what is told holds and the others train; where none
     is told to validate, the share `val` of those that train does.

@@ -6,7 +6,6 @@ puts aside what cannot be used with the reason, and splits the sources into trai
 
 import argparse
 import collections
-import hashlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.folder import MediaFolder
 from mmaudio_jax.data.table import Row, write_table
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file
+from mmaudio_jax.files import atomic_file, sha256
 
 PLACE = ("video_path", "start_time", "end_time", "caption")
 COLUMNS = ("id", *PLACE, "split", "warnings", "original_video", "original_start_time", "original_end_time", "cut")
@@ -46,7 +45,7 @@ def prepare(
     for file in (list_file, captions_file):
         if file and file.resolve() in (out.resolve(), rejected_file.resolve()):
             raise UserError(f"{file} would be written over; choose another --out")
-    if out.exists() and (not out.is_file() or _digest(out) not in kept.tables):
+    if out.exists() and (not out.is_file() or sha256(out) not in kept.tables):
         raise UserError(
             f"{out} exists, and this command has not written it or it was changed since; choose another --out, or "
             f"move it away (--list {out} reads it)"
@@ -68,18 +67,13 @@ def prepare(
         with atomic_file(out) as temporary:
             write_table(temporary, found.rows, COLUMNS)
             read_clips(temporary, folder)  # what is written here is what is read there
-            cache.keep_table(_digest(temporary))
+            cache.keep_table(sha256(temporary))
     print(_summary(found, choices))
     if list_file and (others := len(media.names) - found.files) > 0:
         print(f"{others} files in {folder} are in no row of the list that can be used")
     if found.rejected:
         print(f"rejected: {_reasons(found)}; they are in {rejected_file}")
     print(f"the table is {out}; next:\n  {_next_command(folder, out, found.rows, choices.lengths)}")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seconds(row: Row) -> float:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from mmaudio_jax.data import split
@@ -79,14 +80,29 @@ class Assembled:
 
 @dataclasses.dataclass(frozen=True)
 class _Clip:
-    """A part of a file that can be used."""
+    """A part of a file that can be used.
+
+    Attributes:
+        used: the part of `span` that features are made of.
+        content: the hash of the file.
+        id: empty before it has one.
+        original: the video that it is of, for the table; empty before that is known.
+    """
 
     entry: Entry
     name: str
     span: Span
+    used: Span
+    content: str
     cut: str
     warnings: list[str]
     id: str = ""
+    original: str = ""
+
+    @property
+    def source(self) -> str:
+        """What it is of if its file is no copy of another."""
+        return _source(self.entry, self.name)
 
 
 def assemble(
@@ -103,7 +119,7 @@ def assemble(
         choices: how clips are made.
 
     Raises:
-        UserError: a source is on two sides of the split that the list tells.
+        UserError: a source, or a content, is on two sides of the split that the list tells.
     """
     found = Assembled()
     located = _locate(folder, entries, found)
@@ -115,17 +131,12 @@ def assemble(
     names = list(dict.fromkeys(name for _, name in located))
     inspections = inspect_all(folder.root, names, cache, choices.workers)
     found.files, found.milliseconds = len(names), sum(inspection.end for inspection in inspections.values())
-    clips: list[_Clip] = []
-    taken: set[str] = set()
-    for entry, name in located:
-        for clip in _cut(entry, name, inspections[name], listed, choices, found):
-            if id := _free_id(clip, taken):
-                clips.append(dataclasses.replace(clip, id=id))
-            else:
-                found.reject("double", "the same part of the file is a clip already", entry, name, clip.span)
+    clips = [clip for entry, name in located for clip in _cut(entry, name, inspections[name], listed, choices, found)]
+    joined, told = split.join_copies({(clip.name, clip.content, clip.source) for clip in clips}, told)
+    clips = _named(clips, joined, found)
     kept = _thin(clips, choices.max_per_source)
     found.left_out = len(clips) - len(kept)
-    sources = [_source(clip.entry, clip.name) for clip in kept]
+    sources = [joined[clip.source] for clip in kept]
     sides = split.complete({source: told[source] for source in sources}, choices.seed, choices.val, choices.test)
     found.rows = [_row(clip, sides[source]) for clip, source in zip(kept, sources, strict=True)]
     return found
@@ -205,7 +216,8 @@ def _cut(
         if refusal := inspection.refusal(used):
             found.reject(*refusal, entry, name, (begin, end))
         else:
-            clips.append(_Clip(entry, name, (begin, end), cut, inspection.doubts(used) + long))
+            doubts = inspection.doubts(used) + long
+            clips.append(_Clip(entry, name, (begin, end), used, inspection.sha256, cut, doubts))
     return clips
 
 
@@ -214,24 +226,45 @@ def _is_long(caption: str) -> bool:
     return len(caption.encode()) > CONTEXT_LENGTH - 2 and count_tokens(caption) > CONTEXT_LENGTH
 
 
+def _named(clips: Sequence[_Clip], joined: Mapping[str, str], found: Assembled) -> list[_Clip]:
+    """The clips with their ids and originals; one whose content and caption are those of one before is rejected."""
+    named: dict[tuple[str, Span, str], _Clip] = {}
+    taken: set[str] = set()
+    for clip in clips:
+        what = (clip.content, clip.used, clip.entry.caption)
+        if first := named.get(what):
+            copy = "" if first.name == clip.name else f"the file is a copy of {first.name}; "
+            detail = f"{copy}the same part with the same caption is the clip {first.id}"
+            found.reject("double", detail, clip.entry, clip.name, clip.span)
+        else:
+            original = clip.entry.source or joined[clip.source]
+            named[what] = dataclasses.replace(clip, id=_free_id(clip, taken), original=original)
+    return list(named.values())
+
+
 def _free_id(clip: _Clip, taken: set[str]) -> str:
     """An id that is safe and not taken, upper and lower case being the same: the list's own, else one made of the
-    file's path and the times; empty if that is taken as well. It is taken then.
+    file's path and the times. It is taken then.
     """
     entry, (start, end) = clip.entry, clip.span
     first = start == (entry.span[0] if entry.span else 0)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", clip.name))
     stem = stem[: len(stem) - len(PurePosixPath(clip.name).suffix)].strip("_").encode()[-STEM:].decode(errors="ignore")
-    digest = hashlib.sha256(f"{clip.name}\n{start}\n{end}\n{entry.id}".encode()).hexdigest()[:12]
-    for id in (entry.id if first else entry.id and f"{entry.id}_{start:08d}", f"{stem}_{start:08d}_{digest}"):
-        try:
-            check_id(id)
-        except ValueError:
-            continue
-        if id.casefold() not in taken:
-            taken.add(id.casefold())
-            return id
-    return ""
+    own = entry.id if first else entry.id and f"{entry.id}_{start:08d}"
+    others = (f"\n{number}" if number else "" for number in itertools.count())  # captions of the same part
+    digests = (hashlib.sha256(f"{clip.name}\n{start}\n{end}\n{entry.id}{other}".encode()) for other in others)
+    made = (f"{stem}_{start:08d}_{digest.hexdigest()[:12]}" for digest in digests)
+    free = next(id for id in itertools.chain([own], made) if _is_safe(id) and id.casefold() not in taken)
+    taken.add(free.casefold())
+    return free
+
+
+def _is_safe(id: str) -> bool:
+    try:
+        check_id(id)
+    except ValueError:
+        return False
+    return True
 
 
 def _thin(clips: Sequence[_Clip], most: int | None) -> list[_Clip]:
@@ -240,18 +273,18 @@ def _thin(clips: Sequence[_Clip], most: int | None) -> list[_Clip]:
         return list(clips)
     places: dict[str, list[int]] = {}
     for place, clip in enumerate(clips):
-        places.setdefault(_source(clip.entry, clip.name), []).append(place)
+        places.setdefault(clip.original, []).append(place)
     return [clips[i] for i in sorted(i for group in places.values() for i in cutting.evenly(group, most))]
 
 
 def _row(clip: _Clip, side: str) -> Row:
     entry, times = clip.entry, [_seconds(time) for time in clip.span]
     origin = dict(zip(("original_start_time", "original_end_time"), times, strict=True))
-    origin = {"original_video": entry.source} if entry.source else {"original_video": clip.name} | origin
     return (
         {"cut": clip.cut}
-        | origin
+        | ({} if entry.source else origin)
         | entry.columns
+        | {"original_video": clip.original}
         | ({"original_id": entry.id} if entry.id not in ("", clip.id) else {})
         | {
             "id": clip.id,

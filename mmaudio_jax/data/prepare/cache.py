@@ -20,7 +20,7 @@ from mmaudio_jax.data.prepare.inspection import Inspection, inspect
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
-VERSION = 1  # of what `inspect` finds; another is not used
+VERSION = 2  # of what `inspect` finds; another is not used
 LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
 AHEAD = 4  # files a worker that wait for it
 

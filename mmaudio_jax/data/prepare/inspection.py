@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,6 +22,7 @@ from mmaudio_jax.data.prepare.onsets import OnsetFinder
 from mmaudio_jax.data.prepare.scan import scan
 from mmaudio_jax.data.streams import MPEG_TICK
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.files import sha256
 
 PICTURE = (160, 90)  # pixels that the filters look at
 CUT = "threshold=10"  # scdet: percent by which a frame differs from the one before, over the difference before that
@@ -41,6 +43,7 @@ class Inspection:
 
     Attributes:
         fault: why nothing of it can be used; empty if something can.
+        sha256: the hash of the file, which copies of it share.
         video_end, audio_end: where each stream ends; None without one.
         damaged, black, still, silent: when it is so.
         clipped: (second, share of its samples at full scale), of the seconds that have any.
@@ -49,6 +52,7 @@ class Inspection:
     """
 
     fault: str = ""
+    sha256: str = ""
     video_end: int | None = None
     audio_end: int | None = None
     damaged: Sequence[Span] = ()
@@ -113,6 +117,7 @@ def _inspect(path: str | os.PathLike) -> Inspection:
     )
     last = max(video_end or 0, audio_end or 0)
     return Inspection(
+        sha256=sha256(Path(path)),
         video_end=video_end,
         audio_end=audio_end,
         damaged=joined([(_ms(start), last if end == math.inf else _ms(end)) for start, end in found.damaged]),

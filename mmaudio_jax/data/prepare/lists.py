@@ -43,7 +43,6 @@ class Entry:
         id: as it stands in the list; empty where it has none.
         span: the part of the file that is meant; None for all of it.
         split: train, val, test, or empty.
-        source: which video it is of; empty where the file tells.
         columns: what else is known of it.
         fault: why the row cannot be used; empty if it can.
     """
@@ -54,9 +53,13 @@ class Entry:
     id: str = ""
     span: Span | None = None
     split: str = ""
-    source: str = ""
     columns: Row = dataclasses.field(default_factory=dict)
     fault: str = ""
+
+    @property
+    def source(self) -> str:
+        """Which video it is of; empty where the file tells."""
+        return next((self.columns[name] for name in ("original_video", "title_folder") if self.columns.get(name)), "")
 
 
 def read_list(path: Path) -> list[Entry]:
@@ -115,7 +118,6 @@ def read_captions(path: Path) -> list[Entry]:
             "" if chosen[0] == "id" else str(record.get("id") or ""),
             span,
             split=_split(record),
-            source=columns.get("original_video", ""),
             columns=columns,
         )
 
@@ -167,9 +169,8 @@ def _own(line: int, record: Record) -> Entry:
     if not id and record.get("title_folder"):
         id = f"{record['title_folder']}_{Path(path).stem}"
     columns = _rest(record, "id", "video_path", "start_time", "end_time", "caption", "split", "warnings")
-    source = next((columns[name] for name in ("original_video", "title_folder") if columns.get(name)), "")
     span = _span(record, "start_time", "end_time")
-    return Entry(line, (path,), _caption(record, "caption"), id, span, _split(record), source, columns)
+    return Entry(line, (path,), _caption(record, "caption"), id, span, _split(record), columns)
 
 
 def _is_vggsound(row: Sequence[str]) -> bool:
@@ -182,7 +183,7 @@ def _vggsound(line: int, row: Sequence[str]) -> Entry:
     video, start, label, split = (value.strip() for value in row)
     name = f"{video}_{int(start):06d}"
     columns = _from_youtube(video, int(start))
-    return Entry(line, (name,), clean(label), name, split=split, source=video, columns=columns)
+    return Entry(line, (name,), clean(label), name, split=split, columns=columns)
 
 
 def _audiocaps(line: int, record: Record) -> Entry:
@@ -190,7 +191,7 @@ def _audiocaps(line: int, record: Record) -> Entry:
     start = _seconds(record, "start_time")
     names = (f"{video}_{int(start):06d}", f"{video}_{start:g}", video, f"Y{video}", id)
     columns = _from_youtube(video, start)
-    return Entry(line, names, _caption(record, "caption"), id, split=_split(record), source=video, columns=columns)
+    return Entry(line, names, _caption(record, "caption"), id, split=_split(record), columns=columns)
 
 
 def _from_youtube(video: str, start: float) -> Row:
