@@ -10,7 +10,7 @@ import jax
 from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.part import PartName
 from mmaudio_jax.data.prepare.lists import clean
-from mmaudio_jax.decoding import WORKERS
+from mmaudio_jax.data.workers import WORKERS
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation import loudness, names, rows, run, tasks
 from mmaudio_jax.generation.outputs import FORMATS, Outputs

@@ -29,7 +29,8 @@ from random_networks import save_random_weights
 from mmaudio_jax import extraction, numerics, weights
 from mmaudio_jax.data.clips import Clip, read_clips
 from mmaudio_jax.data.table import write_table
-from mmaudio_jax.decoding import read_ahead, read_media
+from mmaudio_jax.data.workers import read_ahead
+from mmaudio_jax.decoding import read_media
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.models import clip, synchformer, vae
 

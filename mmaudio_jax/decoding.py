@@ -1,23 +1,12 @@
-"""What is decoded for the networks: clips and what sound is made for, ahead of them and in processes of their own."""
+"""What is decoded for the networks, of clips and of what sound is made for."""
 
-import collections
-import contextlib
 import dataclasses
-import functools
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from mmaudio_jax.data.clips import Clip
-from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.request import Request
 from mmaudio_jax.sequence import (
@@ -31,17 +20,7 @@ from mmaudio_jax.sequence import (
     next_length,
 )
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
-WORKERS = min(8, CORES)  # processes that decode, if nothing else is said
-THREADS = min(4, os.cpu_count() or 1)  # that decode where there are no processes for it
-TIME_LIMIT = 600.0  # seconds that a process has for one clip: a decoder may hang
 SHORT = ("skip", "pad")  # what may become of clips that are too short
-
-Item, Read = TypeVar("Item"), TypeVar("Read")
-
-
-class NoProcess(UserError):
-    """No fault of a clip's: a process that would have read it cannot start."""
 
 
 class Media(NamedTuple):
@@ -173,132 +152,3 @@ def read_pictures(request: Request) -> Pictures | None:
 def _held(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray, "{count} h w 3"]:
     """So many frames, the last one standing where there are no more."""
     return np.pad(frames, [(0, count - len(frames)), *[(0, 0)] * 3], mode="edge")
-
-
-@contextlib.contextmanager
-def read_ahead(
-    items: Iterable[Item], read: Callable[[Item], Read], workers: int
-) -> Iterator[Iterator[tuple[Item, "Future[Read]"]]]:
-    """Yields the items in order, each with what becomes of reading it; twice as many as `workers` are read meanwhile.
-
-    Args:
-        items: what is to be read.
-        read: reads one; it and what it gives travel between processes.
-        workers: processes that read. A decoder that ends its process, or that hangs, costs that item alone, its result
-            being a UserError; that of a process that cannot start is a NoProcess. 0: threads of this process read,
-            which is faster for a few, and end with a decoder.
-    """
-    with contextlib.ExitStack() as stack:
-        pool = ThreadPoolExecutor(workers or THREADS, thread_name_prefix="decode")
-        stack.callback(pool.shutdown)
-        if workers:
-            read = stack.enter_context(_processes(read))  # which end first: one that hangs would keep its thread
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield _submit_ahead(items, functools.partial(pool.submit, read), 2 * (workers or THREADS))
-
-
-def _submit_ahead(items: Iterable[Item], submit: Callable, ahead: int) -> Iterator[tuple[Item, "Future[Read]"]]:
-    waiting: collections.deque[tuple[Item, Future[Read]]] = collections.deque()
-    for item in items:
-        waiting.append((item, submit(item)))
-        if len(waiting) > ahead:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
-
-
-@contextlib.contextmanager
-def _processes(read: Callable[[Item], Read]) -> Iterator[Callable[[Item], Read]]:
-    """`read` in a process of the calling thread's own: if that ends, it is known which item it was at."""
-    local, processes = threading.local(), []
-
-    def call(item: Item) -> Read:
-        if getattr(local, "process", None) is None:
-            local.process = _Process(read)
-            processes.append(local.process)
-        try:
-            return local.process(item)
-        finally:
-            if not local.process.lives:
-                processes.remove(local.process)
-                local.process = None
-
-    try:
-        yield call
-    finally:
-        for process in [*processes]:
-            process.kill()
-
-
-class _Process:
-    """A process that reads items for one thread.
-
-    Attributes:
-        lives: whether it can be given another one.
-    """
-
-    def __init__(self, read: Callable[[Item], Read]):
-        """Starts it.
-
-        Raises:
-            NoProcess: it does not come to work.
-        """
-        spawn = multiprocessing.get_context("spawn")
-        self._line, other = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(other, read), daemon=True)
-        try:
-            self._process.start()
-            other.close()
-            self._line.recv()
-        except (OSError, EOFError) as error:
-            self.end()
-            raise NoProcess(
-                f"a process that decodes cannot start ({type(error).__name__}: {error}); what is printed above may say "
-                "why; fewer --workers need less memory"
-            ) from None
-        self.lives = True
-
-    def __call__(self, item: Item) -> Read:
-        try:
-            self._line.send(item)
-            if not self._line.poll(TIME_LIMIT):
-                self.end()
-                raise UserError(f"its decoder has not come to an end in {TIME_LIMIT:g} s")
-            found, error = self._line.recv()
-        except (OSError, EOFError):
-            self.end()
-            raise UserError("its decoder crashed") from None
-        if error:
-            raise error
-        return found
-
-    def end(self) -> None:
-        """Ends it, whatever it is at, and waits for that."""
-        self.lives = False
-        self._line.close()
-        self.kill()
-
-    def kill(self) -> None:
-        """Ends the process alone: who waits for it is told that it is gone."""
-        if self._process.pid:
-            self._process.kill()
-            self._process.join()
-
-
-def _serve(line: Connection, read: Callable[[Item], Read]) -> None:
-    """What a process that decodes does: Ctrl-C and SIGTERM are for the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    live_with_parent()
-    line.send(None)
-    while True:
-        try:
-            item = line.recv()
-        except EOFError:
-            return
-        try:
-            found = read(item), None
-        except UserError as error:
-            found = None, error
-        except Exception as error:  # some of a library's cannot travel
-            found = None, RuntimeError(f"{type(error).__name__}: {error}")
-        line.send(found)

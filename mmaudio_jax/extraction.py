@@ -32,7 +32,8 @@ from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
 from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Row, read_table, write_table
-from mmaudio_jax.decoding import Media, NoProcess, read_ahead, read_media
+from mmaudio_jax.data.workers import NoProcess, read_ahead
+from mmaudio_jax.decoding import Media, read_media
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file, writing
@@ -75,7 +76,7 @@ def extract(
         name: which part of how many.
         dtype: that conditions are stored in, of `example.DTYPES`.
         short: what becomes of clips that are too short, of `decoding.SHORT`.
-        workers: processes that decode, as in `decoding.read_ahead`.
+        workers: processes that decode, as in `workers.read_ahead`.
 
     Raises:
         UserError: some clips could not be used (the others are written), or none could (nothing is written but

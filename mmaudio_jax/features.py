@@ -12,7 +12,8 @@ import jax
 from mmaudio_jax import distributed, errors, numerics
 from mmaudio_jax.data.clips import read_clips
 from mmaudio_jax.data.example import DTYPES
-from mmaudio_jax.decoding import SHORT, WORKERS
+from mmaudio_jax.data.workers import WORKERS
+from mmaudio_jax.decoding import SHORT
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.extraction import extract

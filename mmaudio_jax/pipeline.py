@@ -19,7 +19,8 @@ import mmaudio_jax
 from mmaudio_jax import numerics, sampling, sharding, solvers, trees, weights
 from mmaudio_jax.adapters import FlowNetwork
 from mmaudio_jax.data import captions
-from mmaudio_jax.decoding import Pictures, fitted, read_ahead, read_pictures, remark_of_length
+from mmaudio_jax.data.workers import read_ahead
+from mmaudio_jax.decoding import Pictures, fitted, read_pictures, remark_of_length
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.request import AdapterUse, Request, use_adapters

@@ -146,7 +146,7 @@ def test_workers_change_nothing_and_their_error_is_the_same_sentence(features, t
 def test_a_killed_run_leaves_no_worker_behind(tmp_path):
     (tmp_path / "run.py").write_text(
         "import multiprocessing, time\n"
-        "from mmaudio_jax.data.dataset import live_with_parent\n"
+        "from mmaudio_jax.data.workers import live_with_parent\n"
         "def work(): live_with_parent(); print('working', flush=True); time.sleep(60)\n"
         "if __name__ == '__main__':\n"
         "    multiprocessing.get_context('spawn').Process(target=work, daemon=True).start()\n"

@@ -1,17 +1,12 @@
-"""What is read of a clip, padded or not, with a picture or without; and who reads it, when."""
-
-import multiprocessing
-import os
-import time
+"""What is read of a clip, padded or not, with a picture or without."""
 
 import numpy as np
 import pytest
 from media_files import frame_number, tone, write_media
 
-from mmaudio_jax import decoding
 from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.media import read_audio, read_frames
-from mmaudio_jax.decoding import THREADS, NoProcess, read_ahead, read_media
+from mmaudio_jax.decoding import read_media
 from mmaudio_jax.errors import UserError
 
 SAMPLES, LATENTS = 16_384, 32  # of one second
@@ -75,76 +70,3 @@ def test_sound_alone_is_a_clip_and_a_picture_alone_is_none(small_videos, short):
     assert np.array_equal(found.audio, read_audio(small_videos / "sound.wav", 0, 1.0, 16_000, SAMPLES))
     with pytest.raises(UserError, match="no audio track in it"):
         read_media(clip(small_videos / "mute.mp4"), "16k", 1.0, short)
-
-
-def crash_at_three(clip):
-    if clip.id == "3":
-        os._exit(1)
-    if clip.id == "4":
-        raise RuntimeError("no such thing")
-    return clip.id
-
-
-def test_a_decoder_s_crash_costs_its_clip_alone(tmp_path):
-    clips = [clip(tmp_path, id=str(i)) for i in range(7)]
-    with read_ahead(clips, crash_at_three, workers=2) as ahead:
-        found = {one.id: future.exception() or future.result() for one, future in ahead}
-    assert list(found) == [one.id for one in clips]
-    assert isinstance(found["3"], UserError) and "its decoder crashed" in str(found["3"])
-    assert isinstance(found["4"], RuntimeError) and not multiprocessing.active_children()
-    assert all(found[id] == id for id in "01256")
-
-
-def hang_at_two(clip):
-    while clip.id == "2":
-        time.sleep(1)
-    return clip.id
-
-
-def test_a_decoder_that_hangs_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "TIME_LIMIT", 2.0)
-    clips = [clip(tmp_path, id=str(i)) for i in range(5)]
-    with read_ahead(clips, hang_at_two, workers=1) as ahead:
-        found = {one.id: future.exception() or future.result() for one, future in ahead}
-    assert isinstance(found["2"], UserError) and "has not come to an end in 2 s" in str(found["2"])
-    assert all(found[id] == id for id in "0134") and not multiprocessing.active_children()
-
-
-def test_who_stops_does_not_wait_for_a_decoder_that_hangs(tmp_path):
-    start = time.monotonic()
-    with read_ahead([clip(tmp_path, id="2")], hang_at_two, workers=1) as ahead, pytest.raises(KeyboardInterrupt):
-        next(ahead)
-        time.sleep(3)  # it is at work by now
-        raise KeyboardInterrupt
-    assert time.monotonic() - start < 60 and not multiprocessing.active_children()
-
-
-class Unstartable:
-    def __reduce__(self):
-        return os._exit, (7,)
-
-
-def test_a_process_that_cannot_start_blames_no_clip(tmp_path, monkeypatch):
-    with read_ahead([clip(tmp_path)], Unstartable(), workers=1) as ahead:
-        ((_, future),) = ahead
-        with pytest.raises(NoProcess, match="a process that decodes cannot start"):
-            future.result()
-    assert not multiprocessing.active_children()
-
-
-def test_clips_are_read_ahead_in_order_and_not_further(tmp_path):
-    clips = [clip(tmp_path, id=str(i)) for i in range(20)]
-    started, seen = [], []
-
-    def read(clip):
-        started.append(clip.id)
-        if clip.id == "3":
-            raise UserError("no")
-        return clip.id
-
-    with read_ahead(clips, read, workers=0) as ahead:
-        for one, future in ahead:
-            seen.append(one.id)
-            assert len(started) <= int(one.id) + 1 + 2 * THREADS
-            assert future.exception() if one.id == "3" else future.result() == one.id
-    assert seen == [one.id for one in clips]

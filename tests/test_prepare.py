@@ -18,8 +18,9 @@ from mmaudio_jax.data.prepare import __main__ as prepare
 from mmaudio_jax.data.prepare import cache as inspection_cache
 from mmaudio_jax.data.prepare.assembly import Choices
 from mmaudio_jax.data.prepare.cutting import Lengths
-from mmaudio_jax.data.prepare.inspection import Inspection, inspect
+from mmaudio_jax.data.prepare.inspection import Inspection
 from mmaudio_jax.data.table import read_table, write_table
+from mmaudio_jax.data.workers import read_ahead
 from mmaudio_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -56,12 +57,11 @@ def in_process(monkeypatch):
     """Files are looked at here rather than in other processes, and which is noted."""
     seen = []
 
-    def look(root, names, workers):
-        for name in names:
-            seen.append(name)
-            yield name, inspect(root / name)
+    def read(names, inspect, workers, **options):
+        seen.extend(names)
+        return read_ahead(names, inspect, 0, **options)
 
-    monkeypatch.setattr(inspection_cache, "_inspect_new", look)
+    monkeypatch.setattr(inspection_cache, "read_ahead", read)
     return seen
 
 
@@ -355,17 +355,51 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(media, tmp_path, in_pr
         assert (out.parent / name).read_bytes() == (whole.parent / name).read_bytes()
 
 
-def kill(path):
-    if Path(path).name == "deadly":
+def kill(root, name):
+    if name == "deadly":
         os.kill(os.getpid(), signal.SIGKILL)
-    return Inspection()
+    while name == "endless":
+        time.sleep(1)
+    return Inspection(audio_end=1)
 
 
-def test_a_file_that_kills_its_decoder_ends_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection_cache, "inspect", kill)
-    found = dict(inspection_cache._inspect_new(tmp_path, ["a", "deadly"], 1))
-    assert len(found) == 2 and "its decoder crashed" in found.pop("deadly").fault
-    assert found == {"a": Inspection()}
+def test_a_file_that_its_decoder_crashes_or_hangs_at_ends_nothing_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection_cache, "_inspect", kill)
+    monkeypatch.setattr(inspection_cache, "TIME_LIMIT", 1.0)
+    names = ["deadly", "a", "endless", "b"]
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(1_000_000))
+    with inspection_cache.InspectionCache(tmp_path / "kept") as cache:
+        found = inspection_cache.inspect_all(tmp_path, names, cache, 2)
+    assert found["deadly"].fault == "its decoder crashed" and found["a"] == found["b"] == Inspection(audio_end=1)
+    assert found["endless"].fault == "its decoder has not come to an end in 2 s"  # one of them for its size
+    cache = inspection_cache.InspectionCache(tmp_path / "kept")
+    known = {name: cache.find(name, (tmp_path / name).stat()) for name in names}
+    assert known == {"deadly": None, "a": found["a"], "endless": None, "b": found["b"]}
+
+
+class Unstartable:
+    def __call__(self, root, name):
+        pass
+
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_processes_that_cannot_start_end_the_run(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(inspection_cache, "_inspect", Unstartable())
+    with (
+        inspection_cache.InspectionCache(tmp_path / "kept") as cache,
+        pytest.raises(UserError, match="a process that decodes cannot start"),
+    ):
+        inspection_cache.inspect_all(tmp_path, ["a"], cache, 1)
+
+
+def test_a_process_that_decodes_starts_without_jax():
+    code = "import sys, mmaudio_jax.data.prepare.__main__; print(*{'jax', 'grain', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 @pytest.mark.parametrize(

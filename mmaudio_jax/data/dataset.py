@@ -6,20 +6,16 @@ again at a step needs the step and nothing else, on any number of workers or pro
 """
 
 import atexit
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import threadpoolctl
 
 from mmaudio_jax.data.example import Example, FeatureSet
 from mmaudio_jax.data.memory import Memory
 from mmaudio_jax.data.split import told_sides
+from mmaudio_jax.data.workers import live_with_parent
 from mmaudio_jax.errors import UserError
 
 READ_THREADS = 4  # each an equal share of a batch
@@ -228,21 +224,6 @@ def _parse_flags() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def live_with_parent(*_) -> None:
-    """What a worker does first. It ends when the run that started it is gone, as after a kill, where Grain's workers
-    would wait forever; and not before, on a SIGTERM to all of a job's processes: the run has examples to read until it
-    has saved. Its products take one thread.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threadpoolctl.threadpool_limits(1)  # there are as many workers as cores; and threads of BLAS may wait for ever
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _iterate(dataset) -> Iterator[Batch]:

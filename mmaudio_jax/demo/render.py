@@ -19,8 +19,8 @@ import numpy as np
 import tqdm
 
 from mmaudio_jax import errors
-from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.data.table import write_table
+from mmaudio_jax.data.workers import live_with_parent
 from mmaudio_jax.demo import pictures, sounds
 from mmaudio_jax.demo.world import MATERIALS, Contact, Scene, make_scene
 from mmaudio_jax.files import atomic_file

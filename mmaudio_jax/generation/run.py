@@ -18,7 +18,8 @@ import tqdm
 from mmaudio_jax import errors, numerics
 from mmaudio_jax.data import captions
 from mmaudio_jax.data.part import WHOLE, PartName
-from mmaudio_jax.decoding import NoProcess, fitted, read_ahead, remark_of_length
+from mmaudio_jax.data.workers import NoProcess, read_ahead
+from mmaudio_jax.decoding import fitted, remark_of_length
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.features import FeatureCache, FeatureReader, read_item
 from mmaudio_jax.generation.manifest import Manifest

@@ -6,7 +6,6 @@ puts aside what cannot be used with the reason, and splits the sources into trai
 
 import argparse
 import collections
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmaudio_jax.data.prepare.cache import InspectionCache
 from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.folder import MediaFolder
 from mmaudio_jax.data.table import Row, write_table
+from mmaudio_jax.data.workers import CORES
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file, sha256
 
@@ -152,7 +152,7 @@ def main() -> None:
     add("--val", type=float, default=0.1, help="share of the sources that validate")
     add("--test", type=float, default=0.0, help="share of the sources that neither train nor validate")
     add("--seed", type=int, default=0, help="of the split")
-    add("--workers", type=int, default=_cores(), help="processes that decode")
+    add("--workers", type=int, default=CORES, help="processes that decode")
     args = vars(parser.parse_args())
     for name in ("max_per_source", "workers"):
         if args.get(name, 1) < 1:
@@ -172,10 +172,6 @@ def _milliseconds(seconds: float, name: str) -> int:
     if not 0.001 <= seconds < 1e6:
         raise UserError(f"--{name} is {seconds:g}; it must be some seconds")
     return round(1000 * seconds)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def assemble(
         choices: how clips are made.
 
     Raises:
-        UserError: a source, or a content, is on two sides of the split that the list tells.
+        UserError: a source, or a file and a copy of it, is on two sides of the split that the list tells.
     """
     found = Assembled()
     located = _locate(folder, entries, found)

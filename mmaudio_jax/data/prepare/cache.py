@@ -1,28 +1,24 @@
 """Inspections of many files: made in worker processes, and kept, so that no file is decoded twice."""
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import json
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
 
 import tqdm
 
-from mmaudio_jax.data.dataset import live_with_parent
 from mmaudio_jax.data.prepare.inspection import Inspection, inspect
+from mmaudio_jax.data.workers import TIME_LIMIT, NoProcess, read_ahead
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
 VERSION = 2  # of what `inspect` finds; another is not used
+BYTES_PER_SECOND = 1e6  # of a file, for which its decoder has time beyond `TIME_LIMIT`
 LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
-AHEAD = 4  # files a worker that wait for it
 
 
 class InspectionCache(contextlib.AbstractContextManager):
@@ -90,6 +86,9 @@ def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, worker
         names: paths within it.
         cache: entered.
         workers: processes.
+
+    Raises:
+        NoProcess: none can be started.
     """
     found: dict[str, Inspection] = {}
     stats: dict[str, os.stat_result] = {}
@@ -104,58 +103,28 @@ def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, worker
     new = [name for name in names if name not in found]
     interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL
     done = len(names) - len(new)
-    with tqdm.tqdm(total=len(names), initial=done, unit=" files", desc="decoding", mininterval=interval) as bar:
-        for name, inspection in _inspect_new(root, new, workers):
-            cache.keep(name, stats[name], inspection)
-            found[name] = inspection
+    reading = read_ahead(
+        new,
+        functools.partial(_inspect, root),
+        workers,
+        in_order=False,
+        time_limit=lambda name: TIME_LIMIT + stats[name].st_size / BYTES_PER_SECOND,
+    )
+    with (
+        tqdm.tqdm(total=len(names), initial=done, unit=" files", desc="decoding", mininterval=interval) as bar,
+        reading as ahead,
+    ):
+        for name, future in ahead:
+            try:
+                found[name] = future.result()
+                cache.keep(name, stats[name], found[name])
+            except NoProcess:
+                raise
+            except UserError as error:  # the decoder crashed or took too long, which another run tries again
+                found[name] = Inspection(fault=str(error))
             bar.update()
     return found
 
 
-def _inspect_new(root: Path, names: Sequence[str], workers: int) -> Iterator[tuple[str, Inspection]]:
-    """Each file as its inspection is done. Where a process dies, those that it may have died of are tried alone."""
-    waiting = collections.deque(names)
-    while waiting:
-        running: dict[Future, str] = {}
-        try:
-            with _pool(min(workers, len(waiting))) as pool:
-                while waiting or running:
-                    while waiting and len(running) < AHEAD * workers:
-                        running[pool.submit(inspect, root / waiting[0])] = waiting[0]
-                        waiting.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        inspection = future.result()
-                        yield running.pop(future), inspection
-        except BrokenProcessPool:
-            for name in running.values():
-                yield name, _inspect_alone(root / name)
-
-
-def _inspect_alone(path: Path) -> Inspection:
-    try:
-        with _pool(1) as pool:
-            try:
-                pool.submit(os.getpid).result()
-            except BrokenProcessPool:
-                raise UserError(
-                    "a process that decodes cannot start; what is printed above may say why, and fewer --workers need "
-                    "less memory"
-                ) from None
-            return pool.submit(inspect, path).result()
-    except BrokenProcessPool:
-        return Inspection(fault="its decoder crashed")
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    """A worker ends with its parent, and leaves Ctrl-C to it."""
-    live_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _inspect(root: Path, name: str) -> Inspection:
+    return inspect(root / name)
