@@ -80,6 +80,16 @@ def test_silence_is_found_where_it_is(tmp_path):
     assert silent.refusal((0, 2000))[0] == "silent"
 
 
+@pytest.mark.parametrize("rate", [8_000, 96_000])
+def test_a_constant_offset_is_silent_and_a_rumble_is_not(tmp_path, rate):
+    seconds = np.arange(8 * rate) / rate
+    audio = 0.5 + np.where(seconds < 4, 0, 0.01 * np.sin(60 * np.pi * seconds)).astype(np.float32)[None]
+    found = inspect(write_media(tmp_path / "a.wav", codec=None, audio=audio, rate=rate, audio_codec="pcm_s16le"))
+    near(found.silent, [(0, 4000)], 10)
+    assert found.refusal((0, 2000))[0] == "silent" and found.refusal((4000, 8000)) is None
+    assert not found.clipped
+
+
 def test_clipped_sound_is_doubtful(tmp_path):
     audio = np.clip(noise(4, 0.5) * np.repeat([1.0, 1.0, 4.0, 1.0], RATE), -1, 1).astype(np.float32)
     found = inspect(write_media(tmp_path / "a.wav", codec=None, audio=audio, rate=RATE, audio_codec="pcm_s16le"))

@@ -28,6 +28,7 @@ PICTURE = (160, 90)  # pixels that the filters look at
 CUT = "threshold=10"  # scdet: percent by which a frame differs from the one before, over the difference before that
 BLACK = "black_min_duration=0:picture_black_ratio_th=0.98:pixel_black_th=0.1"  # blackdetect: of pixels, luma
 STILL = "noise=0.001:duration=2"  # freezedetect: mean difference as a share of full scale, and for how many seconds
+AUDIBLE = "frequency=20:precision=f64"  # highpass: a constant offset is silent
 SILENT = "noise=0.001:duration=0.1"  # silencedetect: −60 dB of full scale, and for how many seconds
 SOUND = 10  # ms that must be above it
 FULL_SCALE = 0.999  # a sample at or beyond it is clipped
@@ -196,7 +197,9 @@ class _Sound:
     def __init__(self):
         self._rate = 0
         self._position = 0  # of the next sample
-        self._silent = _Stretches("lavfi.silence_start", "lavfi.silence_end")
+        self._offset: float | None = None
+        # as it is, and without an offset; the filter for that rings after what is loud and low
+        self._silent = [_Stretches("lavfi.silence_start", "lavfi.silence_end") for _ in range(2)]
         self._full: collections.Counter[int] = collections.Counter()  # samples at full scale, by second
 
     def hear(self, time: Fraction, frame: av.AudioFrame) -> None:
@@ -209,7 +212,7 @@ class _Sound:
         stated = math.floor(time * rate + Fraction(1, 2))
         if abs(stated - self._position) > GAP * rate:
             if stated > self._position:
-                self._silent.add((1000 * self._position // rate, 1000 * stated // rate))
+                self._silent[0].add((1000 * self._position // rate, 1000 * stated // rate))
             self._position = stated
         samples = _samples(frame)
         if not samples.size:
@@ -223,19 +226,17 @@ class _Sound:
 
     def _begin(self, rate: int) -> None:
         self._rate, self._onsets = rate, OnsetFinder(rate)
-        self._graph = av.filter.Graph()
-        self._graph.link_nodes(
-            self._graph.add_abuffer(sample_rate=rate, format="fltp", layout="mono", time_base=Fraction(1, rate)),
-            self._graph.add("silencedetect", SILENT),
-            self._graph.add("abuffersink"),
-        ).configure()
+        self._graphs = [_detector_of_silence(rate), _detector_of_silence(rate, highpass=AUDIBLE)]
 
     def _listen(self, mono: Float[np.ndarray, " l"]) -> None:
         """Learns of the silences that begin or end in these samples."""
-        frame = av.AudioFrame.from_ndarray(mono[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._position, Fraction(1, self._rate)
-        self._graph.push(frame)
-        self._silent.take(self._graph.pull().metadata)
+        if self._offset is None:
+            self._offset = mono[0]  # which is there from the start, and no step
+        for graph, silent, samples in zip(self._graphs, self._silent, (mono, mono - self._offset), strict=True):
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._position, Fraction(1, self._rate)
+            graph.push(frame)
+            silent.take(graph.pull().metadata)
 
     def found(self, last: int) -> dict[str, Any]:
         """The fields of an `Inspection`; `last` is the end of the file."""
@@ -243,10 +244,22 @@ class _Sound:
             return {}
         self._onsets.finish()
         return {
-            "silent": self._silent.found(last),
+            "silent": joined([span for silent in self._silent for span in silent.found(last)]),
             "clipped": [(second, round(count / self._rate, 6)) for second, count in sorted(self._full.items())],
             "onsets": self._onsets.found,
         }
+
+
+def _detector_of_silence(rate: int, **filters: str) -> av.filter.Graph:
+    """A graph that tells silences in the metadata of its frames, behind other filters with their options."""
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_abuffer(sample_rate=rate, format="fltp", layout="mono", time_base=Fraction(1, rate)),
+        *(graph.add(name, options) for name, options in filters.items()),
+        graph.add("silencedetect", SILENT),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
 
 
 def _samples(frame: av.AudioFrame) -> Float[np.ndarray, "channels l"]:
