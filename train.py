@@ -33,8 +33,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
         if asked and asked[1] in config.REFUSED:
             sys.exit(f"error: {config.refusal(asked[1])}")
         near = re.search(r'Did you mean "([^"]*)"', text)
-        hint = f"; did you mean {near[1]}?" if near else ""
-        sys.exit(f"error: no such config key: {asked[1] if asked else text}{hint} The file of --config lists them")
+        hint = f" (did you mean {near[1]}?)" if near else ""
+        sys.exit(f"error: no such config key: {asked[1] if asked else text}{hint}; the file of --config lists them")
     except OSError:
         sys.exit(f"error: there is no config file {config_flags.get_config_filename(flags.FLAGS['config'])}")
     except (flags.Error, ValueError) as error:

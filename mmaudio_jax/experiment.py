@@ -353,7 +353,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
     if not code:
         distributed.say(
             f"{'the adapter is' if config.lora else 'the weights are'} in {workdir}; hear what was learnt with "
-            f"`python sample.py --weights {config.weights} --model {config.model} --adapter {workdir} "
-            "--video VIDEO --prompt WORDS`"
+            f"`python sample.py VIDEO --weights {config.weights} --model {config.model} --adapter {workdir} "
+            "--prompt WORDS`"
         )
     return code

@@ -309,7 +309,7 @@ def listen(args: argparse.Namespace, folder: Folder, ids: Sequence[str], adapter
     out = folder.after if adapter else folder.before
     command = ["sample.py", "--weights", str(args.weights), "--model", args.model]
     command += ["--adapter", str(adapter)] if adapter else []
-    command += ["--clips", str(folder.sounds), "--root", str(args.folder), "--duration", f"{args.duration:g}"]
+    command += ["--rows", str(folder.sounds), "--root", str(args.folder), "--duration", f"{args.duration:g}"]
     must([*command, "--out", str(out)])
 
 
@@ -329,7 +329,7 @@ def summary(args: argparse.Namespace, folder: Folder, heard: bool) -> str:
     losses = {row["step"]: row["validation/loss"] for row in rows if row.get("validation/loss") is not None}
     first = losses.pop(0)
     best = min(losses, key=losses.get)
-    again = ["sample.py", "--weights", str(args.weights), "--model", args.model, "--adapter", str(folder.best)]
+    again = ["sample.py", "VIDEO", "--weights", str(args.weights), "--model", args.model, "--adapter", str(folder.best)]
     again += ["--duration", f"{args.duration:g}"] if args.duration != 8 else []
     sounds = f"sounds    {folder.before} and {folder.after}: the same clips and seeds, without and with it\n"
     return (
@@ -337,7 +337,7 @@ def summary(args: argparse.Namespace, folder: Folder, heard: bool) -> str:
         f"adapter   {folder.best}\n{sounds if heard else ''}"
         f"run       {folder.run}: measures, and sounds on the way; tensorboard --logdir {folder.run / 'tensorboard'}\n"
         f"data      {folder.clips}, {folder.features}, {folder.report}\n\n"
-        f"sound for another video:\n  python {shlex.join(again)} --video VIDEO --prompt WORDS --out out"
+        f"sound for another video:\n  python {shlex.join(again)} --prompt WORDS --out out"
     )
 
 

@@ -83,7 +83,7 @@ def test_a_bad_table_is_one_sentence(clips, tmp_path):
         clips(HEADER)
     with pytest.raises(UserError, match="names a column twice"):
         clips(HEADER + "\tid", "a\tv.mp4\t0\t8\tc\t\ta")
-    with pytest.raises(UserError, match="tab-separated table in UTF-8"):
+    with pytest.raises(UserError, match="no tab-separated table in UTF-8 .*; save it as UTF-8"):
         clips(HEADER, "ä\tv.mp4\t0\t8\tc\t", encoding="latin-1")
     with pytest.raises(UserError, match="is empty"):
         clips("")

@@ -363,12 +363,12 @@ def test_features_of_another_model_are_refused(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.lora.rnk=3"], "no such config key: rnk; did you mean rank?"),
+        (["--config.lora.rnk=3"], "no such config key: rnk (did you mean rank?); the file of --config lists them"),
         (
             ["--config.augment.frequency_mask=0.1"],
             "frequency_mask is refused: a latent's channels are not bins",
         ),
-        (["--config.loraa.rank=3"], "no such config key: loraa; did you mean lora?"),
+        (["--config.loraa.rank=3"], "no such config key: loraa (did you mean lora?)"),
         (["--workdir="], "--workdir is empty; name the folder of the run"),
         (["--config.lora.ranks={'mlp': 8}"], "lora.ranks names 'mlp', which is not in lora.targets: qkv"),
         (["--config.batch_size=0"], "config.batch_size is 0; it must be at least 1"),

@@ -67,7 +67,8 @@ def test_from_a_folder_to_an_adapter_that_is_heard(videos, demo_weights, tmp_pat
     losses = [json.loads(line).get("validation/loss") for line in (out / "run" / "metrics.jsonl").open()]
     first, *later = [loss for loss in losses if loss]
     assert f"validation loss {first:.4f} of the base → {min(later):.4f}" in done.stdout
-    assert f"--adapter {out / 'run@best'} --duration 1 --video VIDEO" in done.stdout and (out / "report.html").exists()
+    assert f"sample.py VIDEO --weights {weights}" in done.stdout and (out / "report.html").exists()
+    assert f"--adapter {out / 'run@best'} --duration 1 --prompt WORDS --out out" in done.stdout
     # every input is as it was: what is not gone on with by its own command is not made again
     folder, features = finetune.Folder(out), finetune.open_features(out / "features")
     args = argparse.Namespace(folder=videos, weights=weights, model="small_16k", duration=1.0, sounds=1)

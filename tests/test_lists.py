@@ -125,7 +125,7 @@ def test_what_is_no_text_is_one_sentence(write, tmp_path):
         lists.read_list(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="is a folder without .jsonl files and no list of a known kind; it may be"):
         lists.read_list(tmp_path)
-    with pytest.raises(UserError, match="cannot be read as text in UTF-8"):
+    with pytest.raises(UserError, match="list is no text in UTF-8 .*position 15.*; save it as UTF-8"):
         lists.read_captions(write("file,caption\na,ä\n", encoding="latin-1"))
 
 

@@ -81,5 +81,5 @@ def test_captions_beside_files(folder, tmp_path):
     (folder / "x/b.txt").symlink_to(tmp_path / "secret")
     found = MediaFolder(folder)
     assert found.beside("b.mp4") == "a dog" and found.beside("x/b.mp4") is None
-    with pytest.raises(ValueError, match="a.txt beside it cannot be read as text in UTF-8"):
+    with pytest.raises(ValueError, match="a.txt beside it is no text in UTF-8 .*save it as UTF-8"):
         found.beside("a.WAV")

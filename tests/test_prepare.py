@@ -16,7 +16,7 @@ from media_files import tone, write_media
 from mmaudio_jax.data.clips import read_clips
 from mmaudio_jax.data.prepare import __main__ as prepare
 from mmaudio_jax.data.prepare import cache as inspection_cache
-from mmaudio_jax.data.prepare.assembly import Choices
+from mmaudio_jax.data.prepare.assembly import Assembled, Choices
 from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.inspection import Inspection
 from mmaudio_jax.data.table import read_table, write_table
@@ -99,7 +99,7 @@ def test_a_folder_becomes_a_table_and_what_was_rejected(media, tmp_path, in_proc
         "short.mp4": "too short",
         "silent.mp4": "silent",
     }
-    assert "no nothing said.txt lies beside it" in reasons["nothing said.mp4"][1]
+    assert reasons["nothing said.mp4"][1] == "no nothing said.txt lies beside it"
     printed = capsys.readouterr().out
     assert (
         "10 clips of 5 sources: 20 seconds, of 36 seconds in 9 files" in printed
@@ -108,6 +108,25 @@ def test_a_folder_becomes_a_table_and_what_was_rejected(media, tmp_path, in_proc
     )
     assert f"python -m mmaudio_jax.features --clips {out} --root {media}" in printed and "--duration 2" in printed
     assert "nothing said.mp4" not in in_process  # what has no caption is not decoded
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "asked", "drawn", "said"),
+    [
+        (2, 1, 0.1, True, "  val   1 clip of 1 source: 1 second (33% of the sources; 10% was asked for)"),
+        (4, 1, 0.1, True, "  val   1 clip of 1 source: 1 second"),
+        (7, 3, 0.125, True, "  val   3 clips of 3 sources: 3 seconds (30% of the sources; 12.5% was asked for)"),
+        (7, 2, 0.1, True, "  val   2 clips of 2 sources: 2 seconds (22% of the sources; 10% was asked for)"),
+        (6, 2, 0.125, True, "  val   2 clips of 2 sources: 2 seconds"),
+        (2, 1, 0.1, False, "  val   1 clip of 1 source: 1 second"),
+    ],
+)
+def test_more_on_a_side_than_was_asked_for_is_said_where_it_is_far_more(train, val, asked, drawn, said):
+    sides = ["train"] * train + ["val"] * val
+    rest = {"start_time": "0", "end_time": "1", "warnings": ""}
+    rows = [{"split": side, "original_video": f"{i}", **rest} for i, side in enumerate(sides)]
+    summary = prepare._summary(Assembled(rows, files=1, drawn=drawn), choices(val=asked))
+    assert summary.splitlines()[2] == said and " in 1 file\n" in summary
 
 
 def test_sides_are_those_of_sources(media, tmp_path, in_process):
@@ -124,7 +143,7 @@ def test_a_last_piece_and_the_most_of_a_source(media, tmp_path, in_process, caps
     assert [row["end_time"] for row in rows if row["video_path"] == "z.mp4"] == ["2", "4", "5"]
     assert "--short pad" in capsys.readouterr().out
     rows = run(media, tmp_path / "clips.tsv", least=0.5, max_per_source=1)
-    assert len(rows) == 6 and "11 more clips are left out" not in capsys.readouterr().err
+    assert len(rows) == 6 and "\nleft out: 10 clips (--max_per_source)\n" in capsys.readouterr().out
 
 
 def test_the_table_is_the_same_again_and_only_the_new_is_looked_at(media, tmp_path, in_process):
@@ -171,14 +190,21 @@ def test_captions_of_parts_are_cut_within_them(media, tmp_path, in_process):
         'z,0.5,4.7,"rain, loud",T\nz.mp4,0.5,4.7,also,\nb/walk.mp4,4.5,9,late,\nnowhere.mp4,0,2,x,\nz,1,2,short,\n'
         "z.mp4,2.5,4.7,also,\n"
     )
-    rows = run(media, tmp_path / "clips.tsv", captions_file=table)
+    folder = tmp_path / "videos"
+    shutil.copytree(media, folder)
+    (folder / "short.txt").write_text(" \n")
+    rows = run(folder, tmp_path / "clips.tsv", captions_file=table)
     parts = [(row["start_time"], row["end_time"], row["title"]) for row in rows if row["caption"] == "rain, loud"]
     assert parts == [("0.5", "2.5", "T"), ("2.5", "4.5", "T")]
     also = [row for row in rows if row["caption"] == "also"]  # of the same parts
     assert [(row["start_time"], row["end_time"]) for row in also] == [("0.5", "2.5"), ("2.5", "4.5")]
     assert len({row["id"] for row in rows}) == len(rows)
     assert any(row["caption"] == "sound of Walk" for row in rows)  # what the table leaves out
-    found = {row["caption"]: row for row in rejected(tmp_path / "clips.tsv")}
+    faults = rejected(tmp_path / "clips.tsv")
+    uncaptioned = {row["video_path"]: row["detail"] for row in faults if row["reason"] == "no caption"}
+    beside = "no row of captions names it, and no nothing said.txt lies beside it"
+    assert uncaptioned == {"nothing said.mp4": beside, "short.mp4": "short.txt beside it is empty"}
+    found = {row["caption"]: row for row in faults}
     assert {found[caption]["reason"] for caption in ("late", "short")} == {"too short"}
     assert found["x"]["reason"] == "missing" and (found["also"]["row"], found["also"]["reason"]) == ("7", "double")
     assert found["also"]["detail"] == f"the same part with the same caption is the clip {also[1]['id']}"
@@ -234,13 +260,13 @@ def test_what_is_the_same_part_with_the_same_caption_is_a_double(media, tmp_path
 
 @pytest.fixture
 def copied(tmp_path):
-    """Videos with captions: x and a/b are copies of k, the former with its caption and the latter with another."""
+    """Videos with captions: "k copy" and a/b are copies of k, the former with its caption, the latter with another."""
     folder = tmp_path / "videos"
     for name in ("k", "l", "m", "n"):
         write(folder / f"{name}.mp4")
         (folder / f"{name}.txt").write_text("rain")
     (folder / "a").mkdir()
-    for name, caption in (("x", "rain"), ("a/b", "wind")):
+    for name, caption in (("k copy", "rain"), ("a/b", "wind")):
         shutil.copy(folder / "k.mp4", folder / f"{name}.mp4")
         (folder / f"{name}.txt").write_text(caption)
     return folder
@@ -253,7 +279,7 @@ def test_copies_of_a_file_are_one_source(copied, tmp_path, in_process, seed):
     assert len(rows) == 10 and len(of_copies) == 4 and len({row["split"] for row in of_copies}) == 1
     assert {row["original_video"] for row in of_copies} == {"a/b"}  # the first by name
     (first, _), found = [row["id"] for row in rows if row["video_path"] == "k.mp4"], rejected(tmp_path / "clips.tsv")
-    assert [(row["video_path"], row["reason"]) for row in found] == [("x.mp4", "double")] * 2
+    assert [(row["video_path"], row["reason"]) for row in found] == [("k copy.mp4", "double")] * 2
     detail = f"the file is a copy of k.mp4; the same part with the same caption is the clip {first}"
     assert found[0]["detail"] == detail
     assert len(run(copied, tmp_path / "clips.tsv", seed=seed, max_per_source=1)) == 4
@@ -264,14 +290,16 @@ def test_copies_keep_the_source_and_the_side_that_a_list_tells(copied, tmp_path,
     copies = [
         ("k.mp4", "0", "2", "c", "K", ""),
         ("a/b.mp4", "2", "4", "c", "", ""),
-        ("x.mp4", "0", "2", "d", "X", "test"),
+        ("k copy.mp4", "0", "2", "d", "X", "test"),
     ]
     found = run(copied, tmp_path / "clips.tsv", list_file=listed(tmp_path / "list.tsv", *rest, *copies))
     sides = [(row["original_video"], row["split"]) for row in found[2:]]
     assert sides == [("K", "test"), ("a/b", "test"), ("X", "test")] and found[0]["split"] == found[1]["split"] != "test"
     copies[1] = (*copies[1][:5], "train")
     list_file = listed(tmp_path / "list.tsv", *rest, *copies)
-    with pytest.raises(UserError, match="x.mp4 is a copy of a/b.mp4, and .* on two sides of the split, test and train"):
+    with pytest.raises(
+        UserError, match="k copy.mp4 is a copy of a/b.mp4, and .* on two sides of the split, test and train"
+    ):
         run(copied, tmp_path / "clips.tsv", list_file=list_file)
 
 

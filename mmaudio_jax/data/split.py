@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 
 from mmaudio_jax.errors import UserError
@@ -69,7 +70,7 @@ def join_copies(
         return source
 
     firsts: dict[str, tuple[str, str]] = {}
-    for name, content, source in sorted(files):
+    for name, content, source in sorted(files, key=lambda file: os.path.splitext(file[0])):  # a before a copy
         first_name, first_source = firsts.setdefault(content, (name, source))
         first, other = standing_for(first_source), standing_for(source)
         if first == other or name == first_name:  # of parts of one file, a list may tell several sources

@@ -9,6 +9,7 @@ from pathlib import Path
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
+SAVE_AS_UTF_8 = "save it as UTF-8, which editors and spreadsheets offer as its encoding"
 csv.field_size_limit(2**31 - 1)  # captions may be long; the module's own limit is 131,072 characters
 
 Row = dict[str, str]
@@ -45,8 +46,10 @@ def read_table(path: str | os.PathLike) -> Table:
             (_, columns), *body = split_values(path, file, "\t")
     except FileNotFoundError:
         raise UserError(f"there is no table {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a tab-separated table in UTF-8 ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no tab-separated table in UTF-8 ({error}); {SAVE_AS_UTF_8}") from None
     columns = [name.strip() for name in columns]
     return Table(path, columns, name_values(path, columns, body), [line for line, _ in body])
 

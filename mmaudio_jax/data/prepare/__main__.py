@@ -70,7 +70,7 @@ def prepare(
             cache.keep_table(sha256(temporary))
     print(_summary(found, choices))
     if list_file and (others := len(media.names) - found.files) > 0:
-        print(f"{others} files in {folder} are in no row of the list that can be used")
+        print(f"in no row of the list that can be used: {_count(others, 'file')} of {folder}")
     if found.rejected:
         print(f"rejected: {_reasons(found)}; they are in {rejected_file}")
     print(f"the table is {out}; next:\n  {_next_command(folder, out, found.rows, choices.lengths)}")
@@ -87,16 +87,17 @@ def _reasons(found: Assembled) -> str:
 
 def _summary(found: Assembled, choices: Choices) -> str:
     """How many sources, clips and hours there are on each side, and what is doubtful, as text."""
-    lines = [f"{_amount(found.rows)}, of {_length(found.milliseconds / 1000)} in {found.files} files"]
+    lines = [f"{_amount(found.rows)}, of {_length(found.milliseconds / 1000)} in {_count(found.files, 'file')}"]
     for side in SIDES:
         rows = [row for row in found.rows if row["split"] == side]
         asked = {"val": choices.val, "test": choices.test}.get(side, 0)
         if rows:
-            lines.append(f"  {side:5} {_amount(rows)}")
+            told = side == "train" or not found.drawn
+            lines.append(f"  {side:5} {_amount(rows)}{'' if told else _excess(rows, found.rows, asked)}")
         elif asked:
             lines.append(f"  {side:5} nothing: there are too few sources to put one aside")
     if found.left_out:
-        lines.append(f"{found.left_out} more clips are left out (--max_per_source)")
+        lines.append(f"left out: {_count(found.left_out, 'clip')} (--max_per_source)")
     doubts = collections.Counter(word for row in found.rows for word in filter(None, row["warnings"].split(", ")))
     if doubts:
         lines.append(
@@ -105,14 +106,30 @@ def _summary(found: Assembled, choices: Choices) -> str:
     return "\n".join(lines)
 
 
+def _excess(rows: Sequence[Row], all_rows: Sequence[Row], asked: float) -> str:
+    """Says that a side has far more of the sources than was asked for, as with few of them it may; else empty."""
+    sources, there = len(_sources(rows)), len(_sources(all_rows))
+    if sources <= 2 * asked * there or (sources > 1 and sources <= asked * there + 1):
+        return ""
+    return f" ({100 * sources / there:.0f}% of the sources; {100 * asked:g}% was asked for)"
+
+
+def _sources(rows: Sequence[Row]) -> set[str]:
+    return {row["original_video"] for row in rows}
+
+
 def _amount(rows: Sequence[Row]) -> str:
-    sources = len({row["original_video"] for row in rows})
-    return f"{len(rows)} clips of {sources} sources: {_length(sum(map(_seconds, rows)))}"
+    sources = _count(len(_sources(rows)), "source")
+    return f"{_count(len(rows), 'clip')} of {sources}: {_length(sum(map(_seconds, rows)))}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _length(seconds: float) -> str:
     if seconds < 600:
-        return f"{seconds:.0f} seconds"
+        return _count(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 

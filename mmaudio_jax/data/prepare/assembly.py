@@ -62,6 +62,7 @@ class Assembled:
         milliseconds: that can be used of the files that were looked at.
         files: how many they were.
         left_out: clips beyond `max_per_source`.
+        drawn: whether all sides of the split were drawn, none being told.
     """
 
     rows: list[Row] = dataclasses.field(default_factory=list)
@@ -69,6 +70,7 @@ class Assembled:
     milliseconds: int = 0
     files: int = 0
     left_out: int = 0
+    drawn: bool = True
 
     def reject(self, reason: str, detail: str, entry: Entry, name: str = "", span: Span | None = None) -> None:
         """Adds what cannot be used: a file, a row of a list, or a part of a file."""
@@ -124,8 +126,8 @@ def assemble(
     found = Assembled()
     located = _locate(folder, entries, found)
     if not listed:
-        located += _beside(folder, {name for _, name in located}, found)
-        located.sort(key=lambda pair: pair[1])
+        located += _beside(folder, {name for _, name in located}, bool(entries), found)
+        located.sort(key=lambda pair: os.path.splitext(pair[1]))  # a.mp4 before its copy, a copy.mp4
     located = [pair for pair in located if _has_caption(*pair, found)]
     told = split.told_sides((_source(entry, name), entry.split) for entry, name in located)
     names = list(dict.fromkeys(name for _, name in located))
@@ -138,6 +140,7 @@ def assemble(
     found.left_out = len(clips) - len(kept)
     sources = [joined[clip.source] for clip in kept]
     sides = split.complete({source: told[source] for source in sources}, choices.seed, choices.val, choices.test)
+    found.drawn = not any(told[source] for source in sources)
     found.rows = [_row(clip, sides[source]) for clip, source in zip(kept, sources, strict=True)]
     return found
 
@@ -161,23 +164,29 @@ def _locate(folder: MediaFolder, entries: Sequence[Entry], found: Assembled) -> 
     return located
 
 
-def _beside(folder: MediaFolder, captioned: set[str], found: Assembled) -> list[tuple[Entry, str]]:
+def _beside(folder: MediaFolder, captioned: set[str], has_rows: bool, found: Assembled) -> list[tuple[Entry, str]]:
     """The other files, with the captions that lie beside them."""
-    others = []
+    others, listed = [], "no row of captions names it, and " if has_rows else ""
     for name in folder.names:
-        if name not in captioned:
-            try:
-                others.append((Entry(0, (name,), clean(folder.beside(name) or "")), name))
-            except ValueError as error:
-                found.reject("no caption", str(error), Entry(0, (name,), ""), name)
+        if name in captioned:
+            continue
+        beside = f"{PurePosixPath(name).stem}.txt"
+        try:
+            caption = folder.beside(name)
+            if caption is None:
+                raise ValueError(f"{listed}no {beside} lies beside it")
+            if not clean(caption):
+                raise ValueError(f"{beside} beside it is empty")
+        except ValueError as error:
+            found.reject("no caption", str(error), Entry(0, (name,), ""), name)
+        else:
+            others.append((Entry(0, (name,), clean(caption)), name))
     return others
 
 
 def _has_caption(entry: Entry, name: str, found: Assembled) -> bool:
     if not entry.caption:
-        stem = PurePosixPath(name).stem
-        where = "its row has none" if entry.line else f"no row of captions names it, and no {stem}.txt lies beside it"
-        found.reject("no caption", where, entry, name)
+        found.reject("no caption", "its row has none", entry, name)
     return bool(entry.caption)
 
 

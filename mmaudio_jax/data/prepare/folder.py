@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from mmaudio_jax.data.table import SAVE_AS_UTF_8
 from mmaudio_jax.errors import UserError
 
 VIDEO = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
@@ -114,5 +115,7 @@ class MediaFolder:
             return None
         try:
             return path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path.name} beside it cannot be read as text in UTF-8 ({error})") from None
+        except OSError as error:
+            raise ValueError(f"{path.name} beside it cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name} beside it is no text in UTF-8 ({error}); {SAVE_AS_UTF_8}") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmaudio_jax.data.prepare.cutting import Span
-from mmaudio_jax.data.table import Row, name_values, split_values
+from mmaudio_jax.data.table import SAVE_AS_UTF_8, Row, name_values, split_values
 from mmaudio_jax.errors import UserError
 
 VGGSOUND_SECONDS = 10
@@ -303,8 +303,10 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text in UTF-8 ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}); {SAVE_AS_UTF_8}") from None
 
 
 def _record_files(folder: Path) -> list[Path]:
