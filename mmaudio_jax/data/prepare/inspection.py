@@ -28,7 +28,7 @@ PICTURE = (160, 90)  # pixels that the filters look at
 CUT = "threshold=10"  # scdet: percent by which a frame differs from the one before, over the difference before that
 BLACK = "black_min_duration=0:picture_black_ratio_th=0.98:pixel_black_th=0.1"  # blackdetect: of pixels, luma
 STILL = "noise=0.001:duration=2"  # freezedetect: mean difference as a share of full scale, and for how many seconds
-AUDIBLE = "frequency=20:precision=f64"  # highpass: a constant offset is silent
+AUDIBLE = "frequency=20"  # highpass: a constant offset is silent
 SILENT = "noise=0.001:duration=0.1"  # silencedetect: −60 dB of full scale, and for how many seconds
 SOUND = 10  # ms that must be above it
 FULL_SCALE = 0.999  # a sample at or beyond it is clipped
