@@ -315,9 +315,12 @@ class StoredFeatures(FeatureSet):
     def sides(self) -> list[str]:
         """As of `FeatureSet`."""
         sides = [row.get("split", "").strip() for row in self.table.rows]
-        for side, line in zip(sides, self.table.lines, strict=True):
+        for i, side in enumerate(sides):
             if side not in ("", *SIDES):
-                raise UserError(f"{self.table.path} row {line}: the split is {side!r}; it must be {', '.join(SIDES)}")
+                raise UserError(
+                    f"the feature set {self.path} has the split {side!r} in row {self.table.lines[i]} of "
+                    f"{self.table_name(i)} (id {self.ids[i]!r}); it must be {', '.join(SIDES)}"
+                )
         return sides
 
 
