@@ -9,9 +9,6 @@ averages and measures are in every bit those of the other run, nothing else lies
 the newest whole checkpoint.
 """
 
-import argparse
-import itertools
-import os
 import random
 import sys
 import tempfile
@@ -22,6 +19,7 @@ from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import kills  # noqa: E402
 from absl import logging  # noqa: E402
 from random_networks import save_random_features, save_random_weights  # noqa: E402
 from small_run import SmallRun, command, different  # noqa: E402
@@ -29,7 +27,6 @@ from small_run import SmallRun, command, different  # noqa: E402
 EVERY = 3  # steps between checkpoints
 AHEAD = 7  # steps that a start goes on for, at most, before the kill is prepared
 MOMENTS = ("save", "step", "start")
-PATIENCE = 30  # seconds for the workers of a killed run to end
 DELAYS = {"save": 0.03, "step": 0.3, "start": 6.0}  # seconds: the kill comes within so many of its moment
 
 
@@ -47,9 +44,9 @@ class Kill(NamedTuple):
     left: int
 
 
-def settings(kills: int) -> dict[str, object]:
+def settings(count: int) -> dict[str, object]:
     """A run so long that it is not finished before the last kill."""
-    sizes = {"batch_size": 2, "accumulation": 2, "num_steps": (AHEAD + 2 * EVERY) * kills}
+    sizes = {"batch_size": 2, "accumulation": 2, "num_steps": (AHEAD + 2 * EVERY) * count}
     sizes |= {"eval_every": EVERY, "log_every": 1, "workers": 2}
     return {**sizes, "ema.snapshot_every": EVERY}
 
@@ -71,10 +68,7 @@ def kill(run: SmallRun, moment: str, rng: random.Random) -> Kill:
         wait(lambda: run.step() >= goal)
     if moment == "save":
         wait(lambda: run.unfinished() - before)
-    time.sleep(rng.uniform(0, DELAYS[moment]))
-    process.kill()
-    process.wait()
-    _wait_for_workers(process.pid)
+    kills.kill_when(process, lambda: True, DELAYS[moment], rng)
     if len(run.found()) == starts:
         return Kill(None, "starting", run.saved())
     saving = sorted(name.partition(".")[0] for name in run.unfinished() - before)
@@ -82,24 +76,12 @@ def kill(run: SmallRun, moment: str, rng: random.Random) -> Kill:
     return Kill(run.found()[-1], doing, run.saved())
 
 
-def _wait_for_workers(group: int) -> None:
-    """Until the workers of a killed run have ended by themselves."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"the workers of a killed run are still there after {PATIENCE} s")
-
-
-def soak(run: SmallRun, kills: int, seed: int) -> list[str]:
+def soak(run: SmallRun, count: int, seed: int) -> list[str]:
     """Kills a run so often, lets it finish, and prints the table.
 
     Args:
         run: not started yet, as long as `settings` says.
-        kills: how many; their moments take turns.
+        count: of kills; their moments take turns.
         seed: of all that is random.
 
     Returns:
@@ -107,7 +89,7 @@ def soak(run: SmallRun, kills: int, seed: int) -> list[str]:
     """
     rng, wrong, left = random.Random(seed), [], 0
     print("| kill | went on from step | killed | newest whole checkpoint |\n|---|---|---|---|")
-    for i, moment in zip(range(1, kills + 1), itertools.cycle(MOMENTS), strict=False):
+    for i, moment in kills.moments(MOMENTS, count):
         one = kill(run, moment, rng)
         if one.found not in (None, left):
             wrong.append(f"start {i} went on from step {one.found} where {left} was saved")
@@ -128,10 +110,7 @@ def compare(killed: SmallRun, whole: SmallRun) -> list[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = kills.parse_arguments(__doc__, 20)
     logging.set_verbosity(logging.ERROR)  # Orbax warns that it reads a part of a checkpoint
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

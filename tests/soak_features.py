@@ -7,20 +7,18 @@ SIGKILL at a random moment: within a clip, as the part is put together, as it st
 each, and a verdict; the exit code is 0 if every byte of the set is the same, and nothing else lies there.
 """
 
-import argparse
 import dataclasses
-import itertools
 import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import kills  # noqa: E402
 from media_files import save_small_videos  # noqa: E402
 from random_networks import save_random_weights  # noqa: E402
 
@@ -30,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 CLIPS = 40
 AHEAD = 12  # clips that a start goes on for, at most, before the kill is prepared
 DELAYS = {"clips": 0.3, "end": 0.05, "start": 6.0}  # seconds: the kill comes within so many of its moment
-PATIENCE = 30  # seconds for the processes of a killed extraction to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,30 +92,23 @@ def prepare(weights: Path, videos: Path, folder: Path, count: int) -> tuple[Extr
     return one("killed"), one("whole")
 
 
-def soak(killed: Extraction, whole: Extraction, kills: int, seed: int) -> list[str]:
+def soak(killed: Extraction, whole: Extraction, count: int, seed: int) -> list[str]:
     """Kills an extraction so often, each start going on with what the last one left; then lets it finish.
 
     Args:
         killed: not started yet; where a part came to its place before a kill, it begins anew.
         whole: has finished.
-        kills: how many; their moments take turns.
+        count: of kills; their moments take turns.
         seed: of all that is random.
 
     Returns:
         The files of the set that were ever others than those of `whole`.
     """
     rng, wrong = random.Random(seed), set()
-    for i, moment in zip(range(1, kills + 1), itertools.cycle(DELAYS), strict=False):
+    for i, moment in kills.moments([*DELAYS], count):
         goal = killed.done() + rng.randint(1, AHEAD)
-        process = killed.start()
-        while process.poll() is None and not (
-            moment == "start" or moment == "clips" and killed.done() >= goal or moment == "end" and killed.ends()
-        ):
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, DELAYS[moment]))
-        process.kill()
-        process.wait()
-        wait_for_workers(process.pid)
+        come = {"start": lambda: True, "clips": lambda goal=goal: killed.done() >= goal, "end": killed.ends}
+        kills.kill_when(killed.start(), come[moment], DELAYS[moment], rng)
         whole_already = killed.done() == 0 and killed.out.exists() and killed.left().keys() == whole.left().keys()
         print(f"kill {i}, {moment}: {'the part is in its place' if whole_already else killed.done()}", flush=True)
         if whole_already:
@@ -126,18 +116,6 @@ def soak(killed: Extraction, whole: Extraction, kills: int, seed: int) -> list[s
             shutil.rmtree(killed.out)
     killed.finish()
     return sorted(wrong | different(killed, whole))
-
-
-def wait_for_workers(group: int) -> None:
-    """Until the processes of a killed extraction have ended by themselves."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"the processes of a killed extraction are still there after {PATIENCE} s")
 
 
 def different(one: Extraction, two: Extraction) -> set[str]:
@@ -148,10 +126,7 @@ def different(one: Extraction, two: Extraction) -> set[str]:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = kills.parse_arguments(__doc__, 20)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_random_weights(folder / "weights", seed=0)

@@ -8,21 +8,19 @@ moment: while the run starts, or makes sounds. Prints how many were finished at 
 if every sound is there and whole and was finished once, each bad row has its reason, and nothing else lies there.
 """
 
-import argparse
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import kills  # noqa: E402
 from media_files import save_small_videos  # noqa: E402
 from random_networks import save_random_weights  # noqa: E402
 
@@ -44,7 +42,6 @@ BAD = [
 ]
 AHEAD = 30  # sounds that a start goes on for, at most, before the kill is prepared
 DELAYS = {"sounds": 0.5, "start": 8.0}  # seconds: the kill comes within so many of its moment
-PATIENCE = 30  # seconds for the processes of a killed run to end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +87,12 @@ def prepare(weights: Path, videos: Path, folder: Path) -> Run:
     return Run(folder / "out", [sys.executable, "sample.py", *given, "--no_picture"], folder / "cache")
 
 
-def soak(run: Run, kills: int, seed: int) -> list[str]:
+def soak(run: Run, count: int, seed: int) -> list[str]:
     """Kills the batch so often, each start going on with what the last one left; then lets it finish.
 
     Args:
         run: not started yet.
-        kills: how many; their moments take turns.
+        count: of kills; their moments take turns.
         seed: of all that is random.
 
     Returns:
@@ -103,15 +100,9 @@ def soak(run: Run, kills: int, seed: int) -> list[str]:
     """
     rng, wrong = random.Random(seed), []
     finished: dict[str, tuple[dict, list[int]]] = {}
-    for i, moment in zip(range(1, kills + 1), itertools.cycle(DELAYS), strict=False):
-        goal = len(finished) + rng.randint(1, AHEAD)
-        process = run.start()
-        while process.poll() is None and moment == "sounds" and len(run.lines()) < goal:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, DELAYS[moment]))
-        process.kill()
-        process.wait()
-        _wait_for_workers(process.pid)
+    for i, moment in kills.moments([*DELAYS], count):
+        goal = len(finished) + rng.randint(1, AHEAD) if moment == "sounds" else 0
+        kills.kill_when(run.start(), lambda goal=goal: len(run.lines()) >= goal, DELAYS[moment], rng)
         wrong += lost_or_twice(run, finished)
         print(f"kill {i}, {moment}: {len(finished)} of {GOOD} finished", flush=True)
     if (code := run.start().wait()) != 1:
@@ -147,29 +138,14 @@ def faults(run: Run) -> list[str]:
     failed = {row["id"]: row["reason"] for row in read_table(run.out / "failed.tsv").rows}
     if failed.keys() != {f"bad{i}" for i in range(len(BAD))} or not all(failed.values()):
         found.append(f"failed.tsv has reasons for {', '.join(sorted(failed))}")
-    if left := there - {"manifest.jsonl", "failed.tsv"}:
+    if left := there - {"manifest.jsonl", "failed.tsv", ".manifest.jsonl.lock"}:
         found.append(f"also there: {', '.join(sorted(left))}")
     return found
 
 
-def _wait_for_workers(group: int) -> None:
-    """Until the processes of a killed run have ended by themselves."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    raise RuntimeError(f"the processes of a killed run are still there after {PATIENCE} s")
-
-
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = kills.parse_arguments(__doc__, 10)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_random_weights(folder / "weights", seed=0)

@@ -7,26 +7,20 @@ a SIGKILL at a random moment: as it starts, as files are looked at, as it writes
 at when each came, and a verdict; the exit code is 0 if every byte of both tables is the same, and nothing else is left.
 """
 
-import argparse
-import itertools
 import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import kills  # noqa: E402
 from media_files import tone, write_media  # noqa: E402
-from soak_features import wait_for_workers  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RATE = 16_000
-FILES, COPIES = (
-    24,
-    6,
-)  # videos that are written, and how often each is there: a copy has a name, and so a line, of its own
+FILES, COPIES = 24, 6  # videos that are rendered, and how often each is there, under a name of its own
 AHEAD = 30  # files that a start goes on for, at most, before the kill is prepared
 DELAYS = {"files": 0.2, "end": 0.1, "start": 4.0}  # seconds: the kill comes within so many of its moment
 LIST, REJECTED, KEPT = "clips.tsv", "clips.rejected.tsv", "clips.inspected.jsonl"
@@ -71,33 +65,24 @@ def done(out: Path) -> int:
     return kept.read_bytes().count(b'{"version"') if kept.exists() else 0
 
 
-def soak(videos: Path, killed: Path, whole: Path, kills: int, seed: int) -> list[str]:
+def soak(videos: Path, killed: Path, whole: Path, count: int, seed: int) -> list[str]:
     """Kills a preparation so often, each start going on with what the last one left; then lets it finish.
 
     Args:
         videos: the files.
         killed: folder of its tables; where a start came to its end before the kill, it begins anew.
         whole: folder of those of one that has finished.
-        kills: how many; their moments take turns.
+        count: of kills; their moments take turns.
         seed: of all that is random.
 
     Returns:
         The files that were ever others than those of `whole`.
     """
     rng, wrong = random.Random(seed), set()
-    for i, moment in zip(range(1, kills + 1), itertools.cycle(DELAYS), strict=False):
-        goal = done(killed) + rng.randint(1, AHEAD)
+    for i, moment in kills.moments([*DELAYS], count):
+        goals = {"start": 0, "files": done(killed) + rng.randint(1, AHEAD), "end": FILES * COPIES}
         process = start(videos, killed)
-        while process.poll() is None and not (
-            moment == "start"
-            or (moment == "files" and done(killed) >= goal)
-            or (moment == "end" and done(killed) == FILES * COPIES)
-        ):
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, DELAYS[moment]))
-        process.kill()
-        process.wait()
-        wait_for_workers(process.pid)
+        kills.kill_when(process, lambda goal=goals[moment]: done(killed) >= goal, DELAYS[moment], rng)
         ended = (killed / LIST).exists()
         print(f"kill {i}, {moment}: {'the table is there' if ended else done(killed)}", flush=True)
         if ended:
@@ -111,10 +96,7 @@ def soak(videos: Path, killed: Path, whole: Path, kills: int, seed: int) -> list
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = kills.parse_arguments(__doc__, 20)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         videos = write_files(folder / "videos")

@@ -14,7 +14,7 @@ from mmaudio_jax.data.example import StoredFeatures, check_arrays
 from mmaudio_jax.errors import UserError
 
 NAME = "text features of another caption"
-SAME = 0.98  # least cosine of a token's vectors of one text; rounding to bfloat16 leaves more than 0.999
+SAME = 0.95  # least cosine of a token's vectors of one text, whatever dtype and device they were computed with
 CHUNK = 16  # captions that CLIP reads at once
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "b 77 d"]]
