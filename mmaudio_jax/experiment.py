@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,12 @@ class Examples:
         order, size, ids = dataset.order(self._epoch, self._config.seed), self._config.step_size, self.features.ids
         return [ids[order[i]] for i in range((step - 1) * size, step * size)]
 
+    def digest(self) -> str:
+        """A hash of what trains, as often as it does in an epoch, and of what validates, by their ids."""
+        ids = self.features.ids
+        said = [[ids[i] for i in rows] for rows in (self._epoch, self.validation_rows)]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
     def table(self) -> str:
         """How many examples of each set train and validate, as text."""
         sides = (self.train_rows, self.validation_rows)
@@ -256,20 +263,19 @@ def build(config: TrainConfig, base: weights.Weights, key: jax.Array, start: Ada
 
 
 def identify(
-    config: TrainConfig, base: weights.Weights, features: mixture.Mixture, state: str, start: dict[str, Any] | None
+    config: TrainConfig, base: weights.Weights, data: Examples, state: str, start: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What the run is, as its checkpoints keep it; `state` is of the sets' files, `start` of `find_start`."""
-    told = (f"{id}\t{side}" if side else id for id, side in zip(features.ids, features.sides, strict=True))
-    epoch = (name for name, repeat in zip(told, features.repeats, strict=True) for _ in range(repeat))
+    metadata = data.features.metadata
     return {
         "config": dataclasses.asdict(config),
         "base": {"path": str(base.directory), "fingerprint": base.metadata["fingerprint"]},
         "start": start,
         "data": {
-            "mode": features.metadata.mode,
-            "duration": features.metadata.duration,
-            "ids_sha256": hashlib.sha256("\n".join(epoch).encode()).hexdigest(),
-            "encoders": features.metadata.encoders,
+            "mode": metadata.mode,
+            "duration": metadata.duration,
+            "ids_sha256": data.digest(),
+            "encoders": metadata.encoders,
             "files": state,
         },
         "mmaudio_jax_version": mmaudio_jax.__version__,
@@ -317,7 +323,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
         )
     state = features.state
     check_examples(features, state, workdir)
-    identity, latent_dim = identify(config, base, features, state, begins), base.config.latent_dim
+    identity, latent_dim = identify(config, base, data, state, begins), base.config.latent_dim
     del base, start  # the run takes the leaves over
     sets, periodic = features.names if len(features.names) > 1 else (), None
     loss, validation_loss = (objective.make_loss(config.objective, sets, also) for also in (config.augment, None))

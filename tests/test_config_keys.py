@@ -140,7 +140,15 @@ def test_the_examples_are_shared_out_and_ordered_as_the_config_says(settings, mo
 def test_the_column_split_of_the_data_decides_and_is_told(settings, monkeypatch):
     features = mixture.open_mixture(settings.data)
     base = weights.load(Path(settings.weights) / settings.model, "mmaudio")
-    drawn = experiment.identify(settings, base, features, features.state, None)
+
+    def told():
+        examples = experiment.Examples(features, settings)
+        return experiment.identify(settings, base, examples, "", None)["data"]["ids_sha256"]
+
+    drawn = told()
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredFeatures, "sources", [f"video{(i + 1) // 3}" for i in range(12)])
+        assert told() != drawn  # the same ids, and others of them validate
     monkeypatch.setattr(StoredFeatures, "sides", ["val"] * 4 + ["test"] * 2 + ["train"] * 6)
     examples = experiment.Examples(features, settings)
     assert (len(examples.train_rows), examples.validation_rows.tolist()) == (6, [0, 1, 2, 3])
@@ -148,5 +156,4 @@ def test_the_column_split_of_the_data_decides_and_is_told(settings, monkeypatch)
         f"{settings.data}: 6 examples train, 4 validate, 2 do neither\n"
         "the column split of the data says which; config.validation_fraction is not used"
     )
-    told = experiment.identify(settings, base, features, features.state, None)
-    assert told["data"]["ids_sha256"] != drawn["data"]["ids_sha256"]
+    assert told() != drawn

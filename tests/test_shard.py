@@ -86,3 +86,19 @@ def test_memory_is_used_again_when_nobody_holds_a_view_of_it():
     assert other.ctypes.data != place and (view == 1).all()
     del view
     assert memory.empty((32,), np.int32).ctypes.data == place
+
+
+def test_a_file_that_another_has_taken_the_place_of_is_not_read(tmp_path):
+    for k in range(2):
+        write(tmp_path / str(k), [record(10 * k + i, 50) for i in range(3)])
+    records = Records([(tmp_path / str(k), 3) for k in range(2)])
+    assert records[0].tobytes() == record(0, 50)
+    for k in range(2):
+        write(tmp_path / "new", [record(100 + i, 50) for i in range(3)])
+        (tmp_path / "new").replace(tmp_path / str(k))
+    assert records[1].tobytes() == record(1, 50)  # it is open
+    for read in (records.__getitem__, records.guarded):
+        with pytest.raises(ValueError, match=r"in 1 cannot be read \(the file was changed since the set was opened\)"):
+            read(3)
+    with pytest.raises(ValueError, match="was changed since"):
+        records.guarded(1)

@@ -63,8 +63,8 @@ def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[n
     """
     if not 0 <= fraction < 1:
         raise UserError(f"the validation fraction must be in [0, 1), not {fraction:g}")
-    sources = np.array(features.sources)
-    names = np.unique(sources)
+    sources = features.sources
+    names = sorted(set(sources))
     if fraction == 0:
         return np.arange(len(features)), np.arange(0)
     if len(names) < 2:
@@ -73,8 +73,8 @@ def split_by_source(features: FeatureSet, fraction: float, seed: int) -> tuple[n
             "none is left for validation; add clips of another video, or fill the column original_video"
         )
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
-    held_out = np.random.default_rng(seed).permutation(names)[:count]
-    validation = np.isin(sources, held_out)
+    held_out = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count]}
+    validation = np.array([source in held_out for source in sources])
     return np.flatnonzero(~validation), np.flatnonzero(validation)
 
 

@@ -11,7 +11,7 @@ the hash counts, and what `PartWriter` writes, one record a chunk and not compre
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt8
 
 from mmaudio_jax.data.memory import Memory
 
-OPEN_SHARDS = 128  # at a time: a system allows a process some thousand open files
+OPEN_SHARDS = 128  # of all sets at a time: a system allows a process some hundred open files
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
 BODY = BLOCK - BLOCK_HEADER
 OF_RECORDS, UNCOMPRESSED = ord("r"), 0  # of a chunk
@@ -28,18 +28,22 @@ IN_HAND = 16  # records, about as many as are being read at a time
 ALIGNMENT = 16  # of a record in memory, which is what the system gives
 
 
+State = tuple[int, int, int]
+"""Which file it is, by inode, size in bytes and time of change in nanoseconds."""
+
+
 class Records:
-    """The records of shards one after another; few files are open at a time, and none in a pickled copy."""
+    """The records of shards one after another; few files are open at a time."""
 
     def __init__(self, shards: Sequence[tuple[Path, int]]):
-        """Opens nothing yet.
+        """Opens nothing yet; what is another file by then is not read.
 
         Args:
             shards: (file, how many records it has).
         """
         self._files = [file for file, _ in shards]
         self._ends = np.cumsum([count for _, count in shards])
-        self.__setstate__(self.__dict__)
+        self._states = [_state(file.stat()) if file.exists() else None for file in self._files]
 
     def file(self, index: int) -> Path:
         """The file that a record is in."""
@@ -51,17 +55,17 @@ class Records:
         Raises:
             ValueError: it cannot be read.
         """
-        return self._read(index, self._shards)
+        return self._read(index, _open)
 
     def guarded(self, index: int) -> bytes:
         """One record, compared with the hash that its file keeps of it; errors as of reading it."""
-        return self._read(index, self._guarded)
+        return self._read(index, _open_guarded)
 
-    def _read(self, index: int, opened):
+    def _read(self, index: int, opened: Callable):
         shard = self._shard(index)
         first = int(self._ends[shard - 1]) if shard else 0
         try:
-            return opened(self._files[shard]).read([index - first])[0]
+            return opened(self._files[shard], self._states[shard]).read([index - first])[0]
         except (OSError, OverflowError, RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"its record in {self._files[shard].name} cannot be read ({reason})") from None
@@ -69,28 +73,39 @@ class Records:
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))
 
-    def __getstate__(self):
-        return {"_files": self._files, "_ends": self._ends}
 
-    def __setstate__(self, state):
-        cached = functools.lru_cache(maxsize=OPEN_SHARDS)
-        shard = functools.partial(_Shard, memory=Memory(IN_HAND))
-        self.__dict__.update(state, _shards=cached(shard), _guarded=cached(_guarded))
+def _state(about: os.stat_result) -> State:
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def _guarded(file: Path):
+@functools.lru_cache(maxsize=OPEN_SHARDS)
+def _open(file: Path, state: State | None) -> "_Shard":
+    return _Shard(file, state, Memory(IN_HAND))
+
+
+@functools.lru_cache(maxsize=1)  # who compares with hashes goes through a set once
+def _open_guarded(file: Path, state: State | None):
     from array_record.python.array_record_module import ArrayRecordReader
 
+    _check_state(file.stat(), state)
     # without read-ahead the reader is made for random access
     return ArrayRecordReader(str(file), "readahead_buffer_size:0", file_reader_buffer_size=1 << 15)
+
+
+def _check_state(about: os.stat_result, state: State | None) -> None:
+    """Raises a ValueError if a file is another than it was: its records may be those of other clips."""
+    if state != _state(about):
+        raise ValueError("the file was changed since the set was opened")
 
 
 class _Shard:
     """One file, open for reading, and where its records are."""
 
-    def __init__(self, path: Path, memory: Memory):
+    def __init__(self, path: Path, state: State | None, memory: Memory):
         self._file, self._memory = open(path, "rb", buffering=0), memory
-        self._bytes = os.fstat(self._file.fileno()).st_size
+        about = os.fstat(self._file.fileno())
+        _check_state(about, state)
+        self._bytes = about.st_size
         _, postscript = self._chunk((self._bytes // BLOCK - 1) * BODY)
         sizes, footer = self._chunk(_without_headers(int(_varints(postscript)[1])))
         table = _varints(footer[sizes[0] :]).reshape(-1, 6)  # each a protocol buffer of the fields 1, 2 and 3
