@@ -141,7 +141,7 @@ time.sleep(60)
 def test_who_stops_it_stops_the_command_that_is_at_work(number, exit_code, tmp_path):
     command = ["-c", WAITS, str(tmp_path / "ready")]
     code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
         f"from mmaudio_jax import finetune; finetune.GRACE = 0.1; finetune.must({command!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
