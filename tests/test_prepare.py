@@ -296,11 +296,10 @@ def test_copies_keep_the_source_and_the_side_that_a_list_tells(copied, tmp_path,
     sides = [(row["original_video"], row["split"]) for row in found[2:]]
     assert sides == [("K", "test"), ("a/b", "test"), ("X", "test")] and found[0]["split"] == found[1]["split"] != "test"
     copies[1] = (*copies[1][:5], "train")
-    list_file = listed(tmp_path / "list.tsv", *rest, *copies)
-    with pytest.raises(
-        UserError, match="k copy.mp4 is a copy of a/b.mp4, and .* on two sides of the split, test and train"
-    ):
-        run(copied, tmp_path / "clips.tsv", list_file=list_file)
+    found = run(copied, tmp_path / "clips.tsv", val=0.0, list_file=listed(tmp_path / "list.tsv", *rest, *copies))
+    assert [(row["original_video"], row["split"]) for row in found[2:]] == [("K", "train"), ("a/b", "train")]
+    (row,) = rejected(tmp_path / "clips.tsv")
+    assert row["reason"] == "double" and row["detail"].startswith("the file is a copy of a/b.mp4, which is on another")
 
 
 def test_of_a_file_a_list_may_tell_parts_of_several_sources(copied, tmp_path, in_process):

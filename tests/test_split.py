@@ -42,24 +42,46 @@ def test_what_a_list_tells_holds():
 
 
 SOURCES = "uvwxyz"
-FILES = st.lists(st.tuples(st.sampled_from("123"), st.sampled_from(SOURCES)), max_size=9)
+# three names of each content: whatever is drawn twice is parts of one file
+FILES = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("123"), st.sampled_from(SOURCES)), max_size=9)
 
 
-@given(FILES)
-def test_sources_of_copies_are_joined_by_any_chain_and_no_others(files):
-    joined, sides = join_copies(((f"file{i}", *file) for i, file in enumerate(files)), dict.fromkeys(SOURCES, ""))
-    assert list(joined) == list(SOURCES) and set(sides) == set(joined.values())
+def named(files):
+    return [(f"{content}{name}.mp4", content, source) for name, content, source in files]
+
+
+@given(FILES, st.randoms())
+def test_sources_of_copies_are_joined_by_any_chain_and_no_others(files, random):
+    files = named(files)
+    joined = join_copies(files, dict.fromkeys(SOURCES, ""))
+    assert list(joined.sources) == list(SOURCES) and set(joined.sides) == set(joined.sources.values())
+    assert not joined.apart
     same = np.zeros((6, 6), bool)
-    for content, source in files:
-        for other, another in files:
-            same[SOURCES.index(source), SOURCES.index(another)] |= content == other
+    for name, content, source in files:
+        if any(other != name for other, of, _ in files if of == content):
+            for _, of, another in files:
+                same[SOURCES.index(source), SOURCES.index(another)] |= of == content
     count, groups = connected_components(same)
-    assert len(set(zip(groups, joined.values(), strict=True))) == count == len(sides)
+    assert len(set(zip(groups, joined.sources.values(), strict=True))) == count == len(joined.sides)
+    random.shuffle(files)
+    assert join_copies(files, dict.fromkeys(SOURCES, "")) == joined
+
+
+@given(FILES, st.lists(st.sampled_from(["train", "val", ""]), min_size=6, max_size=6))
+def test_no_content_that_stays_is_on_two_sides_unless_a_list_parts_one_file(files, told):
+    files, told = named(files), dict(zip(SOURCES, told, strict=True))
+    joined = join_copies(files, told)
+    assert all(told[source] in ("", joined.sides[joined.sources[source]]) for source in told)
+    for content in "123":
+        left = {(name, source) for name, of, source in files if of == content} - joined.apart.keys()
+        groups = {joined.sources[source] for _, source in left}
+        assert len(groups) <= 1 or len({name for name, _ in left}) == 1
 
 
 def test_sides_of_copies_hold_for_all_that_are_joined():
     files = [("a", "1", "x"), ("b", "1", "y"), ("c", "2", "y"), ("d", "2", "z"), ("e", "3", "u")]
-    joined, sides = join_copies(files, {"x": "", "y": "", "z": "val", "u": "test"})
-    assert joined == {"x": "x", "y": "x", "z": "x", "u": "u"} and sides == {"x": "val", "u": "test"}
-    with pytest.raises(UserError, match="d is a copy of c, .* on two sides of the split, val and train"):
-        join_copies(files, {"x": "train", "y": "", "z": "val", "u": ""})
+    joined = join_copies(files, {"x": "", "y": "", "z": "val", "u": "test"})
+    assert joined.sources == {"x": "x", "y": "x", "z": "x", "u": "u"}
+    assert joined.sides == {"x": "val", "u": "test"} and not joined.apart
+    joined = join_copies(files, {"x": "train", "y": "", "z": "val", "u": ""})
+    assert joined.sources == {"x": "x", "y": "x", "z": "z", "u": "u"} and joined.apart == {("d", "z"): "c"}

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from mmaudio_jax.errors import UserError
 
@@ -47,43 +48,49 @@ def told_sides(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return sides
 
 
-def join_copies(
-    files: Iterable[tuple[str, str, str]], told: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Joins the sources of files that are copies of each other, so that no side has what is on another.
+class Joined(NamedTuple):
+    """Sources whose files are copies of each other as one, so that no side has what is on another.
+
+    Attributes:
+        sources: {source: the one that stands for it}, of those that are joined the first by the names of their files.
+        sides: {one that stands for itself or for others: its side}, empty where nothing is told.
+        apart: {(file, source): the file that it is a copy of}, where the two are told to be on different sides.
+    """
+
+    sources: dict[str, str]
+    sides: dict[str, str]
+    apart: dict[tuple[str, str], str]
+
+
+def join_copies(files: Iterable[tuple[str, str, str]], told: Mapping[str, str]) -> Joined:
+    """Joins the sources of files that are copies of each other.
 
     Args:
-        files: name, hash of the content, and source of each.
+        files: name, hash of the content, and source; of the parts of one file a list may tell several sources, which
+            are joined if there is a copy of the file.
         told: {source: side}, as of `told_sides`, of every source.
-
-    Returns:
-        {source: the one that stands for it, that of the first copy in the order of names}, {the latter: side}.
-
-    Raises:
-        UserError: sources of one content are told to be on two sides.
     """
-    joined, sides = {source: source for source in told}, dict(told)
+    joined, sides, apart = {source: source for source in told}, dict(told), {}
 
     def standing_for(source: str) -> str:
         while joined[source] != source:
             source = joined[source]
         return source
 
-    firsts: dict[str, tuple[str, str]] = {}
-    for name, content, source in sorted(files, key=lambda file: os.path.splitext(file[0])):  # a before a copy
-        first_name, first_source = firsts.setdefault(content, (name, source))
-        first, other = standing_for(first_source), standing_for(source)
-        if first == other or name == first_name:  # of parts of one file, a list may tell several sources
-            continue
-        side = sides.pop(other)
-        if side and sides[first] not in ("", side):
-            raise UserError(
-                f"{name} is a copy of {first_name}, and they, or clips of the same source as one of them, are on two "
-                f"sides of the split, {side} and {sides[first]}; what trains must not be measured: put them on one "
-                "side, or leave one of the files out"
-            )
-        joined[other], sides[first] = first, sides[first] or side
-    return {source: standing_for(source) for source in joined}, sides
+    contents: dict[str, dict[str, list[str]]] = {}
+    for name, content, source in sorted(set(files), key=lambda file: (os.path.splitext(file[0]), file)):
+        contents.setdefault(content, {}).setdefault(name, []).append(source)  # a.mp4 before a copy.mp4
+    for names in contents.values():
+        (first, own), *copies = names.items()
+        for name, source in ((name, source) for name, sources in copies for source in sources):
+            group = list(dict.fromkeys(standing_for(one) for one in (*own, source)))
+            if len({sides[one] for one in group} - {""}) > 1:
+                apart[name, source] = first
+                continue
+            for other in group[1:]:
+                side = sides.pop(other)
+                joined[other], sides[group[0]] = group[0], sides[group[0]] or side
+    return Joined({source: standing_for(source) for source in joined}, sides, apart)
 
 
 def complete(told: Mapping[str, str], seed: int, val: float, test: float) -> dict[str, str]:

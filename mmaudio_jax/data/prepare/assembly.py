@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from mmaudio_jax.data import split
@@ -121,7 +121,7 @@ def assemble(
         choices: how clips are made.
 
     Raises:
-        UserError: a source, or a file and a copy of it, is on two sides of the split that the list tells.
+        UserError: a source is on two sides of the split that the list tells.
     """
     found = Assembled()
     located = _locate(folder, entries, found)
@@ -134,13 +134,14 @@ def assemble(
     inspections = inspect_all(folder.root, names, cache, choices.workers)
     found.files, found.milliseconds = len(names), sum(inspection.end for inspection in inspections.values())
     clips = [clip for entry, name in located for clip in _cut(entry, name, inspections[name], listed, choices, found)]
-    joined, told = split.join_copies({(clip.name, clip.content, clip.source) for clip in clips}, told)
+    joined = split.join_copies(((clip.name, clip.content, clip.source) for clip in clips), told)
     clips = _named(clips, joined, found)
     kept = _thin(clips, choices.max_per_source)
     found.left_out = len(clips) - len(kept)
-    sources = [joined[clip.source] for clip in kept]
-    sides = split.complete({source: told[source] for source in sources}, choices.seed, choices.val, choices.test)
-    found.drawn = not any(told[source] for source in sources)
+    sources = [joined.sources[clip.source] for clip in kept]
+    told = {source: joined.sides[source] for source in sources}
+    sides = split.complete(told, choices.seed, choices.val, choices.test)
+    found.drawn = not any(told.values())
     found.rows = [_row(clip, sides[source]) for clip, source in zip(kept, sources, strict=True)]
     return found
 
@@ -235,18 +236,25 @@ def _is_long(caption: str) -> bool:
     return len(caption.encode()) > CONTEXT_LENGTH - 2 and count_tokens(caption) > CONTEXT_LENGTH
 
 
-def _named(clips: Sequence[_Clip], joined: Mapping[str, str], found: Assembled) -> list[_Clip]:
-    """The clips with their ids and originals; one whose content and caption are those of one before is rejected."""
+def _named(clips: Sequence[_Clip], joined: split.Joined, found: Assembled) -> list[_Clip]:
+    """The clips with their ids and originals; one whose content and caption are those of one before is rejected, and so
+    is one whose content is on another side.
+    """
     named: dict[tuple[str, Span, str], _Clip] = {}
     taken: set[str] = set()
     for clip in clips:
         what = (clip.content, clip.used, clip.entry.caption)
-        if first := named.get(what):
+        if other := joined.apart.get((clip.name, clip.source)):
+            detail = (
+                f"the file is a copy of {other}, which is on another side of the split: what trains is not measured"
+            )
+            found.reject("double", detail, clip.entry, clip.name, clip.span)
+        elif first := named.get(what):
             copy = "" if first.name == clip.name else f"the file is a copy of {first.name}; "
             detail = f"{copy}the same part with the same caption is the clip {first.id}"
             found.reject("double", detail, clip.entry, clip.name, clip.span)
         else:
-            original = clip.entry.source or joined[clip.source]
+            original = clip.entry.source or joined.sources[clip.source]
             named[what] = dataclasses.replace(clip, id=_free_id(clip, taken), original=original)
     return list(named.values())
 
