@@ -95,6 +95,7 @@ def extract(
         wanted = {clip.id: record_key(clip, settings) for clip in block}
         keys = {id: done.get(key, key) for id, key in wanted.items()}
         todo = [clip for clip in block if wanted[clip.id] not in done]
+        _check_none_is_lost(todo, old, out / str(name))
         read = functools.partial(read_media, mode=mode, duration=duration, short=short)
 
         def keep(clip: Clip, arrays: Mapping[str, np.ndarray]) -> None:
@@ -116,7 +117,7 @@ def extract(
         if changed:
             with writing(out), PartWriter(work / "new", metadata, ids) as writer:
                 for row in tqdm.tqdm(rows, desc="putting together", unit=" clips", delay=2, leave=False, disable=None):
-                    writer.append(row, old.read(row[KEY]) if row[KEY] in old.keys else _read(work, row[KEY]))
+                    writer.append(row, old.read(row[KEY]) if row[KEY] in old.keys else _read(work, row[KEY], metadata))
                 if failed:
                     write_table(work / "new" / part.FAILED, failed)
             _put_in_place(work, out / str(name))
@@ -202,6 +203,18 @@ class _Old:
             self._part is not None
             and self._whole
             and (self._part.clips, self.rows, self._failed) == (clips, list(rows), list(failed))
+        )
+
+
+def _check_none_is_lost(todo: Iterable[Clip], old: _Old, path: Path) -> None:
+    """Raises a UserError if a clip that is to be encoded again cannot be, as its video is gone."""
+    had = {row["id"] for row in old.rows}
+    if gone := [clip for clip in todo if clip.id in had and not clip.video.exists()]:
+        raise UserError(
+            f"{path} has features of {len(gone)} clip(s), the first {gone[0].id!r}, that would be encoded again, as "
+            "their rows have changed, or the kind of device, --compute_dtype or --matmul_precision; but their videos "
+            f"are gone, the first {gone[0].video}: bring those back, give what was given before, choose another --out, "
+            "or take these rows out of the table"
         )
 
 
@@ -341,11 +354,13 @@ def _record(work: Path, key: str) -> Path:
     return work / "records" / f"{key}.safetensors"
 
 
-def _read(work: Path, key: str) -> dict[str, np.ndarray]:
+def _read(work: Path, key: str, metadata: Metadata) -> dict[str, np.ndarray]:
     """A record that was done; one that a power failure left damaged is removed."""
     file = _record(work, key)
     try:
-        return widened(part.unpack(file.read_bytes()))
+        arrays = widened(part.unpack(file.read_bytes()))
+        check_arrays(arrays, metadata.shapes)
+        return arrays
     except ValueError as error:
         file.unlink()
         raise UserError(f"{file} was damaged ({error}) and is removed; start the same command again") from None

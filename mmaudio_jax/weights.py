@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,9 @@ def check_stand_ins(root: Path, names: Iterable[str]) -> None:
         )
 
 
-def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = None) -> Weights:
+def load(
+    directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = None, only: Collection[str] = ()
+) -> Weights:
     """Reads a weights folder.
 
     Args:
@@ -184,6 +186,7 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
         dtype: compute dtype to be; with bfloat16 the leaves that are computed in it are stored in it too. Whoever
             trains or adapts weights needs float32.
         mesh: where the leaves are to lie, by `sharding.param_shardings`; None: on the first local device.
+        only: the leaves to read; by default all.
 
     Raises:
         UserError: it is not there (names the command that makes it), holds another network or is damaged.
@@ -196,15 +199,14 @@ def load(directory: Path, network: str, dtype=jnp.float32, mesh: Mesh | None = N
     if found in STAND_INS and jax.process_index() == 0:
         print(f"note: {directory} is {found}, the demo's untrained stand-in for {network}", file=sys.stderr)
     storage = _storage(found, config, dtype)
+    storage = {name: storage[name] for name in only} or storage
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     where = sharding.param_shardings(storage, mesh) if mesh else dict.fromkeys(storage, one_device)
     target = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[k]) for k, v in storage.items()}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    wanted = ocp.args.PyTreeRestore(item=target, restore_args=restore_args, partial_restore=bool(only))
     with reading(directory, "convert the weights again"), ocp.PyTreeCheckpointer() as checkpointer:
-        params = checkpointer.restore(
-            (directory / "params").absolute(),
-            item=target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        )
+        params = checkpointer.restore((directory / "params").absolute(), args=wanted)
     return Weights(directory, found, config, params, metadata)
 
 

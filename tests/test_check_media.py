@@ -78,6 +78,16 @@ def test_clips_whose_latents_are_theirs(filmed, write, run_check, demo_weights):
     assert found[PICTURES]["note"] == "0 of 12 clips"
 
 
+def test_encoders_that_are_not_there_leave_their_checks_out(filmed, write, run_check, demo_weights, tmp_path):
+    root, rows, examples = filmed
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/demo_16k").symlink_to(demo_weights / "demo_16k")
+    code, found, printed = run_check(write(rows, examples), "--root", root, "--weights", tmp_path / "weights")
+    compared = {"latents of another sound than the clip's", "latents that are early or late", PICTURES}
+    assert code == 0 and named(found, "left out") == compared | {"encoders other than those in --weights"}, printed
+    assert found["latent channels unlike the released model's"]["note"].startswith("mean off by")
+
+
 def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weights):
     root, rows, examples = filmed
     write_media(root / "3.mp4", count=40, audio=tone(1.2, 44_100), audio_start=Fraction(2, 5))

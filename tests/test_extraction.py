@@ -260,11 +260,13 @@ def test_a_full_disk_loses_nothing(extract, clips, tmp_path, monkeypatch):
     assert extract(clips) == 4
 
 
-def test_a_record_that_a_power_failure_left_is_found(extract, clips, tmp_path):
+@pytest.mark.parametrize("whole", [0, 3000])  # bytes that had come to the disk
+def test_a_record_that_a_power_failure_left_is_found(extract, clips, tmp_path, whole):
     with pytest.raises(Killed):
         extract(clips, encoders=Mortal(2))
     record = next((tmp_path / "set" / f".{WHOLE}.work" / "records").iterdir())
-    record.write_bytes(b"")
+    written = record.read_bytes()
+    record.write_bytes(written[:whole] + bytes(len(written) - whole) if whole else b"")
     with pytest.raises(UserError, match="was damaged .* and is removed; start the same command again"):
         extract(clips)
     assert extract(clips) == 1
@@ -341,11 +343,21 @@ def test_padding_after_skipping_encodes_the_short_clips_alone(extract, clips, tm
     assert open_features(tmp_path / "set").ids == [clip.id for clip in clips[:3]]
 
 
-def test_other_numerics_are_another_record(extract, clips):
-    other = EchoEncoders()
-    other.numerics = "bfloat16, default, a GPU"
-    extract(clips[:2])
-    assert extract(clips[:2], encoders=other) == 2
+def test_other_numerics_are_another_record_and_lose_none(extract, clips, root, tmp_path):
+    def other():
+        encoders = EchoEncoders()
+        encoders.numerics = "bfloat16, default, a GPU"
+        return encoders
+
+    extract(clips[:2], "set")
+    assert extract(clips[:2], "another") == extract(clips[:2], "another", other()) == 2
+    before = content(tmp_path / "set")
+    (root / "1.mp4").unlink()
+    for rows, encoders in ((clips[:2], other()), ([clips[0], changed(clips[1], caption="x")], None)):
+        with pytest.raises(UserError, match=r"features of 1 clip\(s\), the first 'clip1', .* their videos are gone"):
+            extract(rows, encoders=encoders)
+        assert content(tmp_path / "set") == before
+    assert extract(clips[:1], encoders=other()) == 1
 
 
 def test_a_folder_where_nothing_was_made_is_gone(extract, clips, root, tmp_path):

@@ -36,13 +36,13 @@ class Reference(NamedTuple):
 
     Attributes:
         statistics: of the latents that the model was trained on.
-        encode_audio: the VAE.
-        encode_captions, encode_frames: CLIP; None where the folder has not the one that the set was made with.
+        encode_audio: the VAE; None where the folder has not the one that the set was made with.
+        encode_captions, encode_frames: CLIP; likewise.
         encoders: which are others than those that the set was made with.
     """
 
     statistics: ReleasedStatistics
-    encode_audio: recordings.EncodeAudio
+    encode_audio: recordings.EncodeAudio | None
     encode_captions: texts.Encode | None
     encode_frames: recordings.EncodeFrames | None
     encoders: Check
@@ -67,7 +67,7 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     model = model or next((name for name in fitting if known[name]["network"] == "mmaudio"), None)
     if model is None:
         raise UserError(f"{root} has no flow network of {channels} latent channels, as {features.path} has")
-    params = weights.load(root / model, "mmaudio").params
+    params = weights.load(root / model, "mmaudio", only=("latent_mean", "latent_std")).params
     mean, std = (np.asarray(params[f"latent_{name}"], np.float64).ravel() for name in ("mean", "std"))
     if len(mean) != channels:
         raise UserError(f"{root / model} has {len(mean)} latent channels, {features.path} has {channels}")
@@ -79,10 +79,10 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     encoders = Encoders(root)
     config, shapes = known.get("clip", {}).get("config", {}), features.metadata.shapes
     widths = config.get("embed_dim"), config.get("text_width")
-    same = "clip" not in others and widths == (shapes["clip_f"][1], shapes["text_f"][1])
+    same = "clip" in known.keys() - others and widths == (shapes["clip_f"][1], shapes["text_f"][1])
     return Reference(
         (mean, std),
-        lambda audio: encoders.encode_audio(audio, mode)[0],
+        (lambda audio: encoders.encode_audio(audio, mode)[0]) if f"vae_{mode}" in known.keys() - others else None,
         encoders.encode_captions if same else None,
         (lambda frames: encoders.encode_clip_frames(frames[None])[0]) if same else None,
         check,
