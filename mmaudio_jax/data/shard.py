@@ -11,6 +11,7 @@ the hash counts, and what `PartWriter` writes, one record a chunk and not compre
 import functools
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class _Shard:
 
     def __init__(self, path: Path, state: State | None, memory: Memory):
         self._file, self._memory = open(path, "rb", buffering=0), memory
+        weakref.finalize(self, self._file.close)  # when it has left the cache, and nobody reads
         about = os.fstat(self._file.fileno())
         _check_state(about, state)
         self._bytes = about.st_size
