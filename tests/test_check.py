@@ -33,7 +33,10 @@ def test_a_clean_set_has_neither_faults_nor_warnings(write, run_check):
     code, found, printed = run_check(write(*rows_and_examples()))
     assert code == 0 and not named(found, "fault") and not named(found, "warning")
     assert "12, 0.00333 h" in printed and "8 train, 2 val, 2 test, by the column split" in printed
-    assert "0 of" in printed and "6; the largest has 2 examples" in printed
+    assert (
+        f"\n0 of {len(found)} checks found faults, 0 give warnings" in printed
+        and "6; the largest has 2 examples" in printed
+    )
     assert "needs --root" in printed and "needs --weights" in printed
 
 

@@ -19,20 +19,20 @@ from mmaudio_jax.errors import UserError
 REPEAT = r"[1-9][0-9]{0,3}"
 
 
-class Part(NamedTuple):
+class Share(NamedTuple):
     """A folder, and how often its examples come in an epoch."""
 
     path: str
     repeat: int
 
 
-def parse(text: str) -> list[Part]:
+def parse(text: str) -> list[Share]:
     """The parts of `SET[*REPEAT], …`.
 
     Raises:
         UserError: a part is empty, a repeat is no whole number from 1 to 9999, or a set is named twice.
     """
-    parts: list[Part] = []
+    parts: list[Share] = []
     for written in text.split(","):
         path, _, repeat = map(str.strip, written.rpartition("*") if "*" in written else (written, "", "1"))
         if not path:
@@ -43,7 +43,7 @@ def parse(text: str) -> list[Part]:
             )
         if os.path.abspath(path) in (os.path.abspath(part.path) for part in parts):
             raise UserError(f"the data {text!r} names {path} twice; to have it more often, write {path}*2")
-        parts.append(Part(path, int(repeat)))
+        parts.append(Share(path, int(repeat)))
     return parts
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 from mmaudio_jax.data import part
 from mmaudio_jax.data.example import Metadata, StoredFeatures, widened
@@ -148,18 +147,6 @@ class RecordFeatures(StoredFeatures):
             for found in self._parts
             for name in (part.METADATA, part.TABLE, *(shard.name for shard in found.shards))
         ]
-
-    def check_shards(self) -> None:
-        """Reads every file once and compares it with what was written.
-
-        Raises:
-            UserError: a file is missing, or has another size or SHA-256 than metadata.json says; names the first.
-        """
-        total = sum(len(found.shards) for found in self._parts)
-        bar = tqdm.tqdm(self.files(), f"checking {self.path}", total, unit=" shards", leave=False, disable=None)
-        for _, fault in bar:
-            if fault:
-                raise UserError(f"{fault}; copy it again, or start its extraction again")
 
     def read_table(self) -> Table:
         """The tables of all parts, one after another."""

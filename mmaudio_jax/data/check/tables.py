@@ -10,11 +10,10 @@ from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Rows, fault, left_out, warning
 from mmaudio_jax.data.clips import check_id
 from mmaudio_jax.data.dataset import split_by_source
-from mmaudio_jax.data.example import StoredFeatures, caption_of, source_of
+from mmaudio_jax.data.example import SIDES, StoredFeatures, caption_of, source_of
 from mmaudio_jax.data.table import Table
 from mmaudio_jax.errors import UserError
 
-SPLITS = ("train", "val", "test")
 COLUMN = "split"
 SPLIT_VALUES = f"unknown values of the column {COLUMN}"
 SHORT = 3  # letters: a caption of fewer says nothing
@@ -91,14 +90,14 @@ class Split(NamedTuple):
 
 
 def read_split(column: Sequence[str], sources: Sequence[str], rows: Rows) -> tuple[Split, Check]:
-    """The split by the table's column, and its values that are none of `SPLITS`.
+    """The split by the table's column, and its values that are none of `SIDES`.
 
     As in training, a row that says nothing is where others of its source are, or trains.
     """
     check = fault(SPLIT_VALUES)
     for i, name in enumerate(column):
-        if name not in ("", *SPLITS):
-            check.add(rows.place(i, f"{name!r} is none of {', '.join(SPLITS)}"))
+        if name not in ("", *SIDES):
+            check.add(rows.place(i, f"{name!r} is none of {', '.join(SIDES)}"))
     told = {source: name for source, name in zip(sources, column, strict=True) if name}
     names = [name or told.get(source, "train") for source, name in zip(sources, column, strict=True)]
     return Split(names, f"the column {COLUMN}"), check
