@@ -92,12 +92,14 @@ def _submit_ahead(
 @contextlib.contextmanager
 def _processes(read: Callable[[Item], Read], time_limit: Callable[[Item], float]) -> Iterator[Callable[[Item], Read]]:
     """`read` in a process of the calling thread's own: if that ends, it is known which item it was at."""
-    local, processes = threading.local(), []
+    local, processes, stopped = threading.local(), [], threading.Event()
 
     def call(item: Item) -> Read:
         if getattr(local, "process", None) is None:
             local.process = _Process(read)
             processes.append(local.process)
+        if stopped.is_set():  # it came to work too late to be among those that were ended
+            local.process.kill()
         try:
             return local.process(item, time_limit(item))
         finally:
@@ -108,6 +110,7 @@ def _processes(read: Callable[[Item], Read], time_limit: Callable[[Item], float]
     try:
         yield call
     finally:
+        stopped.set()
         for process in [*processes]:
             process.kill()
 
