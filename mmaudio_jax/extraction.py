@@ -25,7 +25,7 @@ import numpy as np
 import tqdm
 
 from mmaudio_jax.data import part
-from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, is_cut
 from mmaudio_jax.data.clips import Clip
 from mmaudio_jax.data.example import Metadata, check_arrays, widened
 from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
@@ -257,13 +257,12 @@ def _encode(
         bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]",
         mininterval=0.1 if sys.stderr.isatty() else LOG_INTERVAL,
     )
-    with bar, read_ahead(clips, read, workers) as ahead:
-        for clip in clips:
-            if count_tokens(clip.caption) > CONTEXT_LENGTH:
+    with bar, read_ahead(clips, read, workers, in_order=False) as ahead:
+        for clip, future in ahead:
+            if is_cut(clip.caption):
                 bar.write(
                     f"warning: {clip.id}: CLIP reads the first {CONTEXT_LENGTH} tokens of the caption, it has more"
                 )
-        for clip, future in ahead:
             error = future.exception()
             if isinstance(error, NoProcess):
                 raise error

@@ -10,7 +10,7 @@ from conftest import HERE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmaudio_jax.data.captions import CONTEXT_LENGTH, END, START, clean, count_tokens, cut, tokenize
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, END, START, clean, count_tokens, cut, is_cut, tokenize
 
 LONG = "water splashing " * 100
 
@@ -50,6 +50,16 @@ def test_a_caption_that_just_fits_is_whole():
     np.testing.assert_array_equal(tokenize([fits]), tokenize([cut]))
 
 
+def test_most_captions_need_not_be_counted(monkeypatch):
+    monkeypatch.setattr("mmaudio_jax.data.captions.count_tokens", lambda _: pytest.fail("it counted"))
+    assert not is_cut("a dog barks at the door, then it rains on the tin roof of an old shed") and not is_cut("")
+
+
+@pytest.mark.parametrize(("caption", "expected"), [("&nGg;" * 15, False), ("\U0001d160" * 18, True)])
+def test_few_letters_that_become_several_are_counted(caption, expected):
+    assert is_cut(caption) == (count_tokens(caption) > CONTEXT_LENGTH) == expected
+
+
 def test_no_captions():
     assert tokenize([]).shape == (0, CONTEXT_LENGTH)
 
@@ -60,6 +70,7 @@ def test_every_text_has_77_ids(caption):
     (ids,) = tokenize([caption])
     assert ids.shape == (CONTEXT_LENGTH,) and ids[0] == START
     assert ids.min() >= 0 and ids.max() <= END
+    assert is_cut(caption) == (count_tokens(caption) > CONTEXT_LENGTH)
     end = min(count_tokens(caption), CONTEXT_LENGTH) - 1
     assert ids[end] == END and (ids[end + 1 :] == 0).all()
 

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import time
 
 import filelock
 import numpy as np
@@ -197,6 +198,33 @@ def test_the_set_is_the_same_in_any_number_of_parts(extract, clips, tmp_path, co
     assert all(part.pack(whole.read(i), "float32") == part.pack(shared.read(i), "float32") for i in range(7))
     with pytest.raises(UserError, match=rf"is a set of {count} part\(s\), not of 1: go on with --shard 0/{count} to"):
         extract(clips)
+
+
+def test_a_clip_whose_decoder_hangs_holds_up_no_other(extract, clips, tmp_path, monkeypatch):
+    encoders, before, read_media = EchoEncoders(), [], extraction.read_media
+
+    def read(clip, **options):
+        if clip is clips[0]:
+            deadline = time.monotonic() + 10
+            while encoders.heard < 6 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            before.append(encoders.heard)
+        return read_media(clip, **options)
+
+    monkeypatch.setattr(extraction, "read_media", read)
+    extract(clips, encoders=encoders)
+    assert before == [6]
+    assert open_features(tmp_path / "set").ids == [clip.id for clip in clips]
+
+
+def test_a_caption_that_is_cut_is_told_when_its_clip_comes(extract, clips, monkeypatch, capsys):
+    encoders, looked_at = EchoEncoders(), []
+    clips[4] = dataclasses.replace(clips[4], caption="rain " * 80)
+    is_cut = extraction.is_cut
+    monkeypatch.setattr(extraction, "is_cut", lambda caption: looked_at.append(encoders.heard) or is_cut(caption))
+    extract(clips, encoders=encoders)
+    assert looked_at == list(range(7))
+    assert capsys.readouterr().out.count("warning: clip4: CLIP reads the first 77 tokens of the caption, it has") == 1
 
 
 def test_a_part_of_another_table_is_refused(extract, clips, tmp_path):

@@ -38,9 +38,16 @@ def tokenize(captions: Sequence[str]) -> Int[np.ndarray, "n 77"]:
     return ids
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def count_tokens(caption: str) -> int:
     """How many ids the whole caption has, start and end included; above 77 `tokenize` cuts it."""
     return len(_encode(caption))
+
+
+def is_cut(caption: str) -> bool:
+    """Whether CLIP reads only the beginning; most captions need no counting, as no token has less than a letter."""
+    short = caption.isascii() and len(caption) <= CONTEXT_LENGTH - 2  # other letters may become several
+    return not short and count_tokens(caption) > CONTEXT_LENGTH
 
 
 def cut(caption: str) -> tuple[str, str] | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens, is_cut
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Rows, fault, left_out, warning
 from mmaudio_jax.data.clips import check_id
 from mmaudio_jax.data.dataset import split_by_source
@@ -18,7 +18,6 @@ COLUMN = "split"
 SPLIT_VALUES = f"unknown values of the column {COLUMN}"
 SHORT = 3  # letters: a caption of fewer says nothing
 ALIKE = 0.5  # share of the examples that one caption may have
-SPECIAL_TOKENS = 2  # start and end
 
 
 def repeated(values: Iterable) -> Iterator[list[int]]:
@@ -56,7 +55,6 @@ def check_captions(captions: Sequence[str], has_text: Sequence[bool], rows: Rows
         warning(f"captions over {CONTEXT_LENGTH} tokens, of which CLIP reads the first"),
         warning("one caption for most examples"),
     )
-    tokens: dict[str, int] = {}
     for i, (caption, stored) in enumerate(zip(map(str.strip, captions), has_text, strict=True)):
         if not caption:
             if stored:
@@ -66,11 +64,8 @@ def check_captions(captions: Sequence[str], has_text: Sequence[bool], rows: Rows
             unread.add(rows.place(i))
         if sum(map(str.isalpha, caption)) < SHORT:
             short.add(rows.place(i, repr(caption)))
-        if len(caption.encode()) > CONTEXT_LENGTH - SPECIAL_TOKENS:  # a token has one byte at least
-            if caption not in tokens:
-                tokens[caption] = count_tokens(caption)
-            if tokens[caption] > CONTEXT_LENGTH:
-                long.add(rows.place(i, f"{tokens[caption]} tokens"))
+        if is_cut(caption):
+            long.add(rows.place(i, f"{count_tokens(caption)} tokens"))
     given = collections.Counter(caption.strip() for caption in captions if caption.strip())
     if given:
         caption, count = given.most_common(1)[0]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from mmaudio_jax.data import split
-from mmaudio_jax.data.captions import CONTEXT_LENGTH, count_tokens
+from mmaudio_jax.data.captions import is_cut
 from mmaudio_jax.data.clips import check_id
 from mmaudio_jax.data.prepare import cutting
 from mmaudio_jax.data.prepare.cache import InspectionCache, inspect_all
@@ -219,7 +219,7 @@ def _cut(
         else:
             detail = f"{least} between two scene cuts, or from a loud onset on: --cut regular needs neither"
         found.reject("too short", detail, entry, name, entry.span)
-    long = ["long caption"] if _is_long(entry.caption) else []
+    long = ["long caption"] if is_cut(entry.caption) else []
     clips = []
     for begin, end in spans:
         used = (begin, min(end, begin + lengths.duration))
@@ -229,11 +229,6 @@ def _cut(
             doubts = inspection.doubts(used) + long
             clips.append(_Clip(entry, name, (begin, end), used, inspection.sha256, cut, doubts))
     return clips
-
-
-def _is_long(caption: str) -> bool:
-    """Whether CLIP reads only the beginning; a caption has no more tokens than bytes, and counting them takes time."""
-    return len(caption.encode()) > CONTEXT_LENGTH - 2 and count_tokens(caption) > CONTEXT_LENGTH
 
 
 def _named(clips: Sequence[_Clip], joined: split.Joined, found: Assembled) -> list[_Clip]:
