@@ -1,6 +1,8 @@
 """`mmaudio_jax.data.show` tells of one example and makes it heard and seen."""
 
+import difflib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from media_files import tone, write_media
 from mmaudio_jax import plots
 from mmaudio_jax.data import media, show
 from mmaudio_jax.data.records import FeatureWriter, open_features
+from mmaudio_jax.errors import UserError
 
 
 @pytest.fixture
@@ -49,6 +52,23 @@ def test_an_unknown_id_names_the_nearest(run, small_features, tmp_path):
     code, printed = run(small_features, "Clip11")
     assert code == 1 and "has no example 'Clip11'; the nearest of its 12 ids: clip11, " in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_among_many_ids_the_nearest_are_found_soon(monkeypatch):
+    compared, get_close_matches = [], difflib.get_close_matches
+
+    def count(id, ids, *rest, **options):
+        compared.append(len(ids))
+        return get_close_matches(id, ids, *rest, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    ids = [f"{i * 7919 % 65_536:04x}_film_{i:06d}" for i in range(20_000)]
+    features = types.SimpleNamespace(ids=ids, path="set")
+    for meant in (ids[0], ids[12_345], ids[-1]):
+        for mistyped in (f"x{meant[1:]}", f"{meant[:-1]}x", meant.replace("film", "flim"), meant.replace("_", "", 1)):
+            with pytest.raises(UserError, match=f"the nearest of its 20000 ids: {meant}, "):
+                show.find(features, mistyped)
+    assert max(compared) == show.LIKELY
 
 
 def test_with_its_video_an_example_is_seen(run, small_features, tmp_path):

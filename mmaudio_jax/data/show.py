@@ -7,6 +7,8 @@ the decoded sound.
 
 import argparse
 import difflib
+import heapq
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import CLIP_FPS
 
 NEAREST = 3  # ids that are named instead of an unknown one
+LIKELY = 1000  # ids that are compared letter by letter with it
 
 
 def find(features: StoredFeatures, id: str) -> int:
@@ -33,8 +36,14 @@ def find(features: StoredFeatures, id: str) -> int:
     ids = features.ids
     if id in ids:
         return ids.index(id)
-    near = difflib.get_close_matches(id, ids, NEAREST, cutoff=0.0)
+    likely = heapq.nlargest(LIKELY, ids, lambda other: _same_ends(id, other))  # difflib is slow
+    near = difflib.get_close_matches(id, likely, NEAREST, cutoff=0.0)
     raise UserError(f"{features.path} has no example {id!r}; the nearest of its {len(ids)} ids: {', '.join(near)}")
+
+
+def _same_ends(one: str, other: str) -> int:
+    """How many letters at the beginning and at the end two ids have in common: all but one after one slip."""
+    return sum(len(os.path.commonprefix(pair)) for pair in ((one, other), (one[::-1], other[::-1])))
 
 
 def describe(features: StoredFeatures, index: int, example: Example) -> Iterator[str]:
