@@ -10,6 +10,7 @@ from media_files import tone, write_media
 
 from convert.features import to_tensordict
 from mmaudio_jax.data import media
+from mmaudio_jax.data.check import recordings
 from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS
 from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.data.table import read_table, write_table
@@ -107,6 +108,15 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     assert [place["id"] for place in found[PICTURES]["places"]] == ["clip3", "clip8"]
     (place,) = found["clips that cannot be read again"]["places"]
     assert place["id"] == "clip7" and "no such file" in place["what"]
+
+
+@pytest.mark.parametrize("late", [0, 4, -7])
+def test_a_sound_that_repeats_itself_is_as_late_as_it_must_be(late):
+    """Clicks every 30 frames, as their latents are."""
+    click = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
+    heard = np.tile(click, (9, 1))[:250]
+    stored = np.roll(click, late, axis=0)
+    assert recordings.best_lag(np.tile(stored, (9, 1))[:250], heard, 31) == (pytest.approx(1.0), late)
 
 
 def test_captions_that_were_exchanged(filmed, write, run_check, demo_weights, tmp_path):

@@ -22,6 +22,7 @@ from mmaudio_jax.sequence import CLIP_FPS, MODES, VAE_FACTOR, lengths
 OFFSET = 0.05  # seconds that picture and sound may begin apart, and that a latent may be early or late
 REACH = 1.0  # seconds around its place where a latent is looked for
 SAME = 0.8  # least correlation of two latents of the same sound
+AS_GOOD = 0.01  # correlation below the greatest that says the same
 SAME_PICTURE, NEIGHBOURS = 0.9, 3  # least cosine of a frame's features and one of the first so many stored
 QUIET = -45.0  # dB of full scale, root mean square, where the peak is at -0.4: a click and silence
 
@@ -170,14 +171,18 @@ def _full_frames(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n z"]:
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:
-    """The greatest correlation of two latents, all channels counting alike, and how many frames the stored is late."""
+    """The greatest correlation of two latents, all channels counting alike, and how many frames the stored is late.
+
+    Of lags that are as good, as those of a sound that repeats itself are, it is the least.
+    """
     scale = heard.std(axis=0)
     scale = np.where(scale > 0, scale, 1)
     stored, heard, reach = stored / scale, heard / scale, min(reach, len(stored) // 2)
-    found = []
+    found: dict[int, float] = {}
     for lag in range(-reach, reach + 1):
         one, other = stored[max(lag, 0) : len(stored) + min(lag, 0)], heard[max(-lag, 0) : len(heard) + min(-lag, 0)]
         one, other = one - one.mean(axis=0), other - other.mean(axis=0)
         norm = np.sqrt(np.sum(one**2) * np.sum(other**2))
-        found.append((float(np.sum(one * other) / norm) if norm else 0.0, lag))
-    return max(found)
+        found[lag] = float(np.sum(one * other) / norm) if norm else 0.0
+    best = max(found.values())
+    return best, min((lag for lag, alike in found.items() if alike >= best - AS_GOOD), key=abs)
