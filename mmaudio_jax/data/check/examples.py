@@ -10,7 +10,7 @@ from mmaudio_jax.data.check.findings import Channels, Check, Distribution, Place
 from mmaudio_jax.data.example import VIDEO, Metadata, check_shapes
 from mmaudio_jax.data.statistics import ChannelStatistics
 
-EDGE = 8  # an eighth of a latent at each end is not looked at for silence: the VAE's padding shows there
+EDGE = 8  # an eighth of a latent at each end is not looked at for change: the VAE's padding shows there
 STILL = 0.01  # change of a latent from frame to frame that is none, in standard deviations of the set
 OFF = 1.0  # how far a channel's mean may be from the released model's, in its standard deviations
 SPREAD = (1 / 3, 3.0)  # a channel's standard deviation, in units of the released model's
@@ -106,14 +106,14 @@ class Scan:
             released: of the model that is to be trained on; None if it is not known.
         """
         checks = [self._unreadable, self._misfit, self._nan, self._infinity, self._zeros, self._constant, self._std]
-        silent = fault("latents of silence")
+        still = warning("latents that never change")  # a steady tone's, too, do not
         channels, distributions = None, []
         if self._statistics.count > 1:
             mean, std = self._statistics.mean, self._statistics.std
             channels = Channels(mean, std, *(released or (None, None)))
-            typical = np.sqrt(np.mean(std**2))
+            typical = channels.typical
             for i in np.flatnonzero(self._change <= STILL * typical):
-                silent.add(self._rows.place(int(i), f"the latent changes by {self._change[i]:.2g} at most"))
+                still.add(self._rows.place(int(i), f"the latent changes by {self._change[i]:.2g} at most"))
             distributions = [
                 Distribution("length without padding", "seconds", self.seconds[self._whole]),
                 Distribution(
@@ -133,13 +133,18 @@ class Scan:
             self._rows,
         )
         differ = texts.check_differ(self._texts, self._whole & self.has_text, captions, self._rows)
-        return [*checks, silent, self._frozen, *copies, differ, _check_channels(channels)], distributions, channels
+        return [*checks, still, self._frozen, *copies, differ, _check_channels(channels)], distributions, channels
+
+
+def without_ends(latent: Float[np.ndarray, "n z"]) -> Float[np.ndarray, "m z"]:
+    """A latent where the VAE's padding does not show."""
+    edge = len(latent) // EDGE
+    return latent[edge : len(latent) - edge]
 
 
 def _largest_change(latent: Float[np.ndarray, "n z"]) -> float:
     """Root mean square over channels of the largest step from frame to frame, away from the ends; nan of one frame."""
-    edge = len(latent) // EDGE
-    steps = np.diff(latent[edge : len(latent) - edge], axis=0)
+    steps = np.diff(without_ends(latent), axis=0)
     return np.sqrt(np.square(steps).mean(axis=1).max()) if len(steps) else np.nan
 
 
