@@ -5,13 +5,13 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from checked_sets import named, rows_and_examples
+from checked_sets import crash_at_clip3, named, rows_and_examples
 from media_files import tone, write_media
 
 from convert.features import to_tensordict
 from mmaudio_jax.data import media
 from mmaudio_jax.data.check import recordings
-from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS
+from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS, Rows
 from mmaudio_jax.data.records import FeatureWriter, open_features
 from mmaudio_jax.data.table import read_table, write_table
 from mmaudio_jax.encoders import Encoders
@@ -71,7 +71,7 @@ def test_clips_whose_latents_are_theirs(filmed, write, run_check, demo_weights):
     _, found, _ = run_check(path, "--root", root, "--recordings", 4)
     assert found["clips that cannot be read again"]["note"] == "0 of 4 clips"
     assert found["latents that are early or late"]["note"] == NEEDS_WEIGHTS
-    code, found, printed = run_check(path, "--root", root, "--weights", demo_weights)
+    code, found, printed = run_check(path, "--root", root, "--weights", demo_weights, "--workers", 0)
     assert code == 0 and not named(found, "fault"), printed
     assert named(found, "left out") == {"encoders other than those in --weights"}  # which this set does not tell
     assert found["latents that are early or late"]["note"] == "0 of 12 clips"
@@ -96,7 +96,7 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     examples[6]["mean"] = examples[0]["mean"][::-1].copy()
     (root / "7.mp4").unlink()
     examples[8]["clip_f"] = examples[10]["clip_f"]
-    code, found, _ = run_check(write(rows, examples), "--root", root, "--weights", demo_weights)
+    code, found, _ = run_check(write(rows, examples), "--root", root, "--weights", demo_weights, "--workers", 0)
     assert code == 1
     (place,) = found["picture and sound that begin apart"]["places"]
     assert place["id"] == "clip3"
@@ -108,6 +108,36 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     assert [place["id"] for place in found[PICTURES]["places"]] == ["clip3", "clip8"]
     (place,) = found["clips that cannot be read again"]["places"]
     assert place["id"] == "clip7" and "no such file" in place["what"]
+
+
+def test_a_decoder_that_crashes_costs_its_clip_alone(filmed, write, run_check, monkeypatch):
+    root, rows, examples = filmed
+    path = write(rows, examples)
+    monkeypatch.setattr(recordings, "_read", crash_at_clip3)
+    code, found, printed = run_check(path, "--root", root, "--workers", 1)
+    (place,) = found["clips that cannot be read again"]["places"]
+    assert code == 1 and place["id"] == "clip3" and place["what"] == "its decoder crashed"
+    assert named(found, "fault") == {"clips that cannot be read again"}, printed
+    code, _, printed = run_check(path, "--root", root, "--workers", -1)
+    assert code == 1 and printed == "error: --workers is -1; it must be at least 0\n"
+
+
+def test_what_hardly_changes_is_not_looked_for(filmed, write):
+    root, rows, examples = filmed
+    rng = np.random.default_rng(0)
+
+    def steady():
+        return (3 + 1e-3 * rng.standard_normal((32, 20))).astype(np.float32)
+
+    for arrays in examples[:6] + examples[7:]:
+        arrays["mean"] = steady()
+    features = open_features(write(rows, examples))
+    checks, _ = recordings.check_recordings(
+        features, root, 12, lambda audio: steady()[None], None, typical=1.0, rows=Rows(features.table), workers=0
+    )
+    found = {check.name: check for check in checks}
+    assert [place.id for place in found[recordings.STORED].places] == ["clip6"]
+    assert found[recordings.STORED].note == "1 of 1 clips" and found[recordings.LATE].note == "0 of 1 clips"
 
 
 @pytest.mark.parametrize("late", [0, 4, -7])
@@ -141,10 +171,10 @@ def test_a_set_of_the_published_tools_is_compared_with_its_videos(filmed, write,
     root, rows, examples = filmed
     path, table = tmp_path / "theirs", tmp_path / "theirs.tsv"
     to_tensordict(open_features(write(rows, examples)), path)
-    _, found, printed = run_check(path, "--root", root, "--weights", demo_weights)
+    _, found, printed = run_check(path, "--root", root, "--weights", demo_weights, "--workers", 0)
     assert found["latents of another sound than the clip's"]["note"] == "0 of 12 clips", printed
     write_table(table, reversed(read_table(table).rows))  # as a table that was sorted otherwise
-    code, found, _ = run_check(path, "--root", root, "--weights", demo_weights)
+    code, found, _ = run_check(path, "--root", root, "--weights", demo_weights, "--workers", 0)
     assert code == 1 and found["latents of another sound than the clip's"]["count"] == found[WORDS]["count"] == 12
     write_table(table, read_table(table).rows[1:])
     code, found, _ = run_check(path)

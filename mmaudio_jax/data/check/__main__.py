@@ -22,6 +22,7 @@ from mmaudio_jax.data.check.examples import ReleasedStatistics, Scan
 from mmaudio_jax.data.check.findings import Check, Distribution, Place, Report, Rows, Verdict, fault, left_out
 from mmaudio_jax.data.example import StoredFeatures
 from mmaudio_jax.data.records import RecordFeatures, open_features
+from mmaudio_jax.data.workers import WORKERS
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
@@ -97,6 +98,7 @@ def check_features(
     validation_fraction: float = 0.15,
     seed: int = 0,
     most_recordings: int = 1000,
+    workers: int = WORKERS,
 ) -> Report:
     """Makes all checks of a set, however damaged it is.
 
@@ -106,6 +108,7 @@ def check_features(
         reference: None leaves the comparison with a model out.
         validation_fraction, seed: of the split that is looked at where the table has no column `split`.
         most_recordings: clips whose videos and captions are looked at.
+        workers: processes that decode, as in `workers.read_ahead`.
     """
     described, of_table = tables.describe(features, validation_fraction, seed)
     rows = described.rows if described.fits else Rows()
@@ -129,7 +132,8 @@ def check_features(
         heard = recordings.no_recordings("needs --root")
     if described.fits and root:
         encode = (reference.encode_audio, reference.encode_frames) if reference else (None, None)
-        heard, loudness = recordings.check_recordings(features, root, most_recordings, *encode, rows)
+        typical = channels.typical if channels else 0.0
+        heard, loudness = recordings.check_recordings(features, root, most_recordings, *encode, typical, rows, workers)
     encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
     by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
     of_sources = Distribution("examples of a source", "examples", np.array(list(by_source.values()), np.float32))
@@ -213,6 +217,8 @@ def main() -> int:
     add("--json", type=Path, help="write what was found for machines")
     add("--root", type=Path, help="the folder that video_path starts from: look at the videos too")
     add("--recordings", type=int, default=1000, help="videos and captions to look at, at most (default 1000)")
+    workers_help = f"processes that decode (default {WORKERS}); 0: threads, and a decoder's crash ends the report"
+    add("--workers", type=int, default=WORKERS, help=workers_help)
     add("--weights", type=Path, help="the folder of converted weights: compare with the released model")
     add("--model", help="which flow network of --weights; by default the first that fits")
     add("--validation_fraction", type=float, default=0.15, help="of the run whose split is checked (default 0.15)")
@@ -220,6 +226,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.recordings < 1:
         raise UserError(f"--recordings is {args.recordings}; it must be at least 1")
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}; it must be at least 0")
     if args.root and not args.root.is_dir():
         raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
     features = open_features(args.features, damaged=True)
@@ -232,6 +240,7 @@ def main() -> int:
             validation_fraction=args.validation_fraction,
             seed=args.seed,
             most_recordings=args.recordings,
+            workers=args.workers,
         )
         show(report)
         if page_file:

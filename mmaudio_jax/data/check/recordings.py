@@ -6,22 +6,28 @@ whether the stored features begin with the clip's first frame.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tqdm
 from jaxtyping import Float, UInt8
 
 from mmaudio_jax.data import media
+from mmaudio_jax.data.check.examples import without_ends
 from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS, Check, Distribution, Rows, fault, left_out, spread, warning
-from mmaudio_jax.data.clips import INTERVAL, Interval, interval_of
+from mmaudio_jax.data.clips import INTERVAL, interval_of
 from mmaudio_jax.data.example import StoredFeatures, check_arrays
+from mmaudio_jax.data.table import Row
+from mmaudio_jax.data.workers import NoProcess, read_ahead
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.sequence import CLIP_FPS, MODES, VAE_FACTOR, lengths
 
 OFFSET = 0.05  # seconds that picture and sound may begin apart, and that a latent may be early or late
 REACH = 1.0  # seconds around its place where a latent is looked for
 SAME = 0.8  # least correlation of two latents of the same sound
+FLAT = 0.05  # of the set's standard deviation: what moves less in time, as a steady tone does, is everywhere alike
 AS_GOOD = 0.01  # correlation below the greatest that says the same
 SAME_PICTURE, NEIGHBOURS = 0.9, 3  # least cosine of a frame's features and one of the first so many stored
 QUIET = -45.0  # dB of full scale, root mean square, where the peak is at -0.4: a click and silence
@@ -44,7 +50,9 @@ def check_recordings(
     most: int,
     encode_audio: EncodeAudio | None,
     encode_frames: EncodeFrames | None,
+    typical: float,
     rows: Rows,
+    workers: int,
 ) -> tuple[list[Check], list[Distribution]]:
     """Looks at the videos of at most so many clips, spread evenly over the set.
 
@@ -54,22 +62,67 @@ def check_recordings(
         most: clips.
         encode_audio: sounds to the means of their latents; None leaves the stored latents uncompared.
         encode_frames: frames to CLIP's features; None leaves those uncompared.
+        typical: standard deviation of the set's latents.
         rows: where the examples are.
+        workers: processes that decode, as in `workers.read_ahead`.
     """
     try:
         features.table.require(*INTERVAL)
     except UserError as error:
         return no_recordings(str(error)), []
     indices = spread(range(len(features)), most)
-    recordings = _Recordings(features, root.resolve(), encode_audio, encode_frames, rows)
-    for index in tqdm.tqdm(indices, desc="listening", unit=" clips", delay=2, disable=None):
-        recordings.add(index)
+    recordings = _Recordings(features, root.resolve(), encode_audio, encode_frames, typical, rows)
+    with read_ahead(map(recordings.wanted, indices), _read, workers) as ahead:
+        for wanted, found in tqdm.tqdm(
+            ahead, desc="listening", total=len(indices), unit=" clips", delay=2, disable=None
+        ):
+            recordings.add(wanted, found)
     return recordings.findings(len(indices))
 
 
 def no_recordings(reason: str) -> list[Check]:
     """The same checks, left out."""
     return [left_out(name, reason) for name in (FILES, BEGIN, STORED, LATE, SEEN, LOW)]
+
+
+class _Wanted(NamedTuple):
+    """What is to be read of the video of an example.
+
+    Attributes:
+        index: of the example.
+        row: of the set's table.
+        root: the absolute folder that its video_path starts from.
+        seconds, sample_rate, samples: of the sound, as of `media.read_audio`.
+        picture: whether the first frame, too.
+    """
+
+    index: int
+    row: Row
+    root: Path
+    seconds: float
+    sample_rate: int
+    samples: int
+    picture: bool
+
+
+class _Recording(NamedTuple):
+    """What was read of it; no frame where none was wanted or there is none."""
+
+    info: media.MediaInfo
+    audio: Float[np.ndarray, " l"]
+    frames: UInt8[np.ndarray, "1 384 384 3"] | None
+
+
+def _read(wanted: _Wanted) -> _Recording:
+    try:
+        clip = interval_of(wanted.row, wanted.root)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    info, start = media.probe(clip.video), clip.start_time
+    sound = (wanted.seconds, wanted.sample_rate, wanted.samples)
+    audio = media.read_audio(clip.video, start, *sound, clip.end_time)
+    picture = wanted.picture and info.has_video
+    return _Recording(info, audio, media.read_frames(clip.video, start, 1 / CLIP_FPS)[0] if picture else None)
 
 
 class _Recordings:
@@ -81,10 +134,11 @@ class _Recordings:
         root: Path,
         encode_audio: EncodeAudio | None,
         encode_frames: EncodeFrames | None,
+        typical: float,
         rows: Rows,
     ):
         self._features, self._root, self._rows = features, root, rows
-        self._encode_audio, self._encode_frames = encode_audio, encode_frames
+        self._encode_audio, self._encode_frames, self._typical = encode_audio, encode_frames, typical
         self._mode, self._duration = MODES[features.metadata.mode], features.metadata.duration
         compared = {STORED: encode_audio, LATE: encode_audio, SEEN: encode_frames}
         self._checks = {
@@ -93,28 +147,32 @@ class _Recordings:
         self._checks = {FILES: fault(FILES), BEGIN: warning(BEGIN)} | self._checks | {LOW: warning(LOW)}
         self._levels: list[float] = []
         self._starts: list[float] = []
+        self._flat = 0
 
     def _add(self, name: str, index: int, what: str) -> None:
         self._checks[name].add(self._rows.place(index, what))
 
-    def add(self, index: int) -> None:
-        """Looks at the video of an example."""
+    def wanted(self, index: int) -> _Wanted:
+        """What is to be read for an example."""
         arrays = self._arrays(index)
-        latent = _full_frames(arrays) if arrays else None
-        length = lengths(self._duration, self._mode)
-        samples = (length.latent if latent is None else len(latent)) * length.samples // length.latent
-        seconds = min(self._duration, samples / self._mode.sample_rate)
-        try:
-            clip = interval_of(self._features.table.rows[index], self._root)
-            info = media.probe(clip.video)
-            audio = media.read_audio(
-                clip.video, clip.start_time, seconds, self._mode.sample_rate, samples, clip.end_time
-            )
-            if info.has_video and self._encode_frames and arrays and "clip_f" in arrays:
-                self._compare_pictures(index, arrays["clip_f"], clip)
-        except (UserError, ValueError) as error:
-            self._add(FILES, index, str(error))
+        length, rate = lengths(self._duration, self._mode), self._mode.sample_rate
+        samples = (len(_full_frames(arrays)) if arrays else length.latent) * length.samples // length.latent
+        picture = bool(self._encode_frames and arrays and "clip_f" in arrays)
+        row = self._features.table.rows[index]
+        return _Wanted(index, row, self._root, min(self._duration, samples / rate), rate, samples, picture)
+
+    def add(self, wanted: _Wanted, found: "Future[_Recording]") -> None:
+        """Takes in what was read."""
+        index, error = wanted.index, found.exception()
+        if isinstance(error, NoProcess):
+            raise error
+        if error:
+            self._add(FILES, index, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             return
+        info, audio, frames = found.result()
+        arrays = self._arrays(index)
+        if frames is not None:
+            self._compare_pictures(index, arrays["clip_f"], frames)
         if info.has_video:
             self._starts.append(info.audio_start - info.video_start)
             if abs(self._starts[-1]) > OFFSET:
@@ -123,8 +181,9 @@ class _Recordings:
         self._levels.append(float(10 * np.log10(np.mean(np.square(audio, dtype=np.float64)))))
         if self._levels[-1] < QUIET:
             self._add(LOW, index, f"{self._levels[-1]:.1f} dB")
-        if self._encode_audio and latent is not None:
-            heard = self._encode_audio(np.pad(audio, (0, length.samples - samples))[None])[0]
+        if self._encode_audio and arrays:
+            latent, samples = _full_frames(arrays), lengths(self._duration, self._mode).samples
+            heard = self._encode_audio(np.pad(audio, (0, samples - len(audio)))[None])[0]
             self._compare_sounds(index, latent, heard[: len(latent)])
 
     def _arrays(self, index: int) -> Mapping[str, np.ndarray] | None:
@@ -137,6 +196,9 @@ class _Recordings:
         return arrays
 
     def _compare_sounds(self, index: int, stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"]) -> None:
+        if max(map(_movement, (stored, heard))) <= FLAT * self._typical:
+            self._flat += 1
+            return
         frame = self._mode.hop * VAE_FACTOR / self._mode.sample_rate  # seconds
         alike, lag = best_lag(stored, heard, round(REACH / frame))
         if alike < SAME:
@@ -144,9 +206,10 @@ class _Recordings:
         elif abs(lag) * frame > OFFSET:
             self._add(LATE, index, f"{abs(lag) * frame:.3f} s {'late' if lag > 0 else 'early'}")
 
-    def _compare_pictures(self, index: int, stored: Float[np.ndarray, "c d"], clip: Interval) -> None:
-        first, _ = media.read_frames(clip.video, clip.start_time, 1 / CLIP_FPS)
-        (seen,) = self._encode_frames(first)
+    def _compare_pictures(
+        self, index: int, stored: Float[np.ndarray, "c d"], frames: UInt8[np.ndarray, "1 384 384 3"]
+    ) -> None:
+        (seen,) = self._encode_frames(frames)
         stored = stored[:NEIGHBOURS]
         alike = float((stored @ seen / np.linalg.norm(stored, axis=1) / np.linalg.norm(seen)).max())
         if alike < SAME_PICTURE:
@@ -154,8 +217,9 @@ class _Recordings:
 
     def findings(self, looked_at: int) -> tuple[list[Check], list[Distribution]]:
         """All checks, and the histograms, of so many clips."""
-        for check in self._checks.values():
-            check.note = check.note or f"{check.count} of {looked_at} clips"
+        for name, check in self._checks.items():
+            compared = looked_at - self._flat if name in (STORED, LATE) else looked_at
+            check.note = check.note or f"{check.count} of {compared} clips"
         levels, starts = np.array(self._levels), np.array(self._starts)
         return [*self._checks.values()], [
             Distribution("loudness where the peak is at −0.4 dB", "dB of full scale, root mean square", levels),
@@ -168,6 +232,11 @@ def _full_frames(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n z"]:
     latent = arrays["mean"]
     own = int(arrays.get("latents", len(latent)))
     return latent if own == len(latent) else latent[: own - 1]  # the last before the padding may be part of it
+
+
+def _movement(latent: Float[np.ndarray, "n z"]) -> float:
+    """The standard deviation in time, all channels together."""
+    return float(np.sqrt(without_ends(latent).var(axis=0).mean()))
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:
