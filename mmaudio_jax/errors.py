@@ -1,14 +1,16 @@
 """How a user's mistake reaches the user: one sentence, exit code 1, no stack trace."""
 
 import contextlib
+import errno
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 
 from absl import logging
 
-FULL = "No space left on device"
+FULL = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT)}  # a disk, or what one may use of it
 
 
 class UserError(Exception):
@@ -20,6 +22,19 @@ class Damaged(UserError):
 
 
 REASON = 160  # characters of a library's message
+
+
+def full_disk(error: Exception, path: str | os.PathLike | None = None) -> OSError | None:
+    """What the system said if a disk is full, or a quota used up, of which libraries tell in many ways; else None.
+
+    Args:
+        error: of any library.
+        path: what was to be written, if the error does not tell.
+    """
+    for message, code in FULL.items():
+        if message in str(error):
+            return OSError(code, message, getattr(error, "filename", None) or (path and os.fspath(path)))
+    return None
 
 
 @contextlib.contextmanager
@@ -35,7 +50,7 @@ def reading(what: object, advice: str) -> Iterator[None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        if FULL in str(error):
+        if full_disk(error):
             raise
         reason = (str(error).partition(" See full TensorStore details")[0].splitlines() or [type(error).__name__])[0]
         raise Damaged(f"{what} is damaged or none of this program's ({reason[:REASON]}); {advice}") from None
@@ -55,16 +70,16 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             code = 1
         except OSError as error:  # a folder that cannot be written
-            advice = "; make room and start again" if FULL in str(error) else ""
+            advice = "; make room and start again" if full_disk(error) else ""
             print(f"error: {_asked(error.filename)}: {error.strerror or error}{advice}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             code = 130
         except Exception as error:  # libraries of files have exceptions of their own for it
-            if FULL not in str(error):
+            if not (full := full_disk(error)):
                 raise
-            print(f"error: {FULL}; make room and start again", file=sys.stderr)
+            print(f"error: {full.strerror}; make room and start again", file=sys.stderr)
             code = 1
         sys.exit(code or 0)
 

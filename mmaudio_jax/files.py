@@ -1,7 +1,6 @@
 """Atomic writes: a reader sees the whole file or folder, or none."""
 
 import contextlib
-import errno
 import glob
 import hashlib
 import os
@@ -10,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmaudio_jax.errors import FULL, UserError
+from mmaudio_jax.errors import UserError, full_disk
 
 
 def sha256(path: Path) -> str:
@@ -46,13 +45,14 @@ def _is_alive(pid: int) -> bool:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Has a full disk within, which libraries tell in many ways, be an OSError that names `path`."""
+    """Has a full disk within, as of `errors.full_disk`, be an OSError that names `path`."""
     try:
         yield
     except Exception as error:
-        if FULL not in str(error) or getattr(error, "filename", None):
+        full = full_disk(error, path)
+        if full is None or getattr(error, "filename", None):
             raise
-        raise OSError(errno.ENOSPC, FULL, str(path)) from None
+        raise full from None
 
 
 @contextlib.contextmanager

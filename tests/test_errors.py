@@ -1,6 +1,8 @@
 """What a user reads when something goes wrong."""
 
+import errno
 import io
+import os
 import sys
 
 import jax
@@ -22,10 +24,14 @@ def raising(error):
     return function
 
 
-def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys):
-    for error in (RuntimeError("write() failed: No space left on device; writing x"), OSError(28, errors.FULL)):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys, number):
+    message = os.strerror(number)
+    for error in (RuntimeError(f"write() failed: {message}; writing x"), OSError(number, message)):
         code, printed = ended(raising(error), capsys)
-        assert code == 1 and errors.FULL in printed and "Traceback" not in printed
+        assert code == 1 and printed.endswith(f"{message}; make room and start again\n") and printed.count("\n") == 1
+        with pytest.raises(type(error)), errors.reading("x/6", "remove it"):
+            raise error
 
 
 def test_a_temporary_path_is_told_as_the_one_that_was_asked_for(capsys):

@@ -1,5 +1,6 @@
 """sample.py end to end, on small networks and rendered clips: what it makes, makes again, and refuses."""
 
+import errno
 import json
 import os
 import shutil
@@ -311,7 +312,8 @@ def test_a_length_compiles_once(run, tmp_path):
     assert sampling.sample._cache_size() <= before + 2
 
 
-def test_a_disk_that_fills_ends_the_run_and_a_restart_goes_on(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_ends_the_run_and_a_restart_goes_on(run, tmp_path, monkeypatch, number):
     table, out = tmp_path / "rows.jsonl", tmp_path / "out"
     table.write_text("".join(json.dumps({"id": str(i), "prompt": f"{i}"}) + "\n" for i in range(6)))
     append, left = manifest._append, [2]
@@ -320,13 +322,13 @@ def test_a_disk_that_fills_ends_the_run_and_a_restart_goes_on(run, tmp_path, mon
         if path.name == "manifest.jsonl":
             left[0] -= 1
             if left[0] < 0:
-                raise OSError(28, "No space left on device", str(path))
+                raise OSError(number, os.strerror(number), str(path))
         append(path, text)
 
     monkeypatch.setattr(manifest, "_append", filling)
     code, _, error = run("--rows", table, "--out", out, "--no_picture")
     (sentence,) = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert code == 1 and sentence == f"error: {out}: No space left on device; make room and start again"
+    assert code == 1 and sentence == f"error: {out}: {os.strerror(number)}; make room and start again"
     assert len(lines(out)) == 2
     monkeypatch.undo()
     code, said, _ = run("--rows", table, "--out", out, "--no_picture")

@@ -5,7 +5,6 @@ A row that fails costs itself alone. What is finished is left alone, and if all 
 
 import collections
 import dataclasses
-import errno
 import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -316,9 +315,8 @@ class _Run:
         """Ends the run if the disk is full, or no process can start, as all that follows would fail as well."""
         if isinstance(error, NoProcess):
             raise error
-        if errors.FULL in str(error):
-            place = getattr(error, "filename", None) or str(self.settings.out)
-            raise OSError(errno.ENOSPC, errors.FULL, place) from None
+        if full := errors.full_disk(error, self.settings.out):
+            raise full from None
 
 
 def _result(future: Future) -> Any:
