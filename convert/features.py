@@ -9,11 +9,10 @@ all examples have a video or none has: a set that it cannot hold is refused. Tra
 """
 
 import argparse
+import contextlib
 import json
-import os
 from pathlib import Path
 
-import numpy as np
 import tqdm
 
 from mmaudio_jax import errors
@@ -40,21 +39,18 @@ def to_tensordict(features: StoredFeatures, out: Path) -> None:
     names = [name for name in tensordict.PUBLISHED if has_video or name not in VIDEO]
     with atomic_directory(out) as folder:
         shapes = {name: (len(features), *features.metadata.shapes[name]) for name in names}
-        for name in names:  # a map of a file without room for it would end the process
-            with open(tensordict.file_of(folder, name), "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, 4 * int(np.prod(shapes[name])))
-        maps = {name: np.memmap(tensordict.file_of(folder, name), "<f4", "r+", shape=shapes[name]) for name in names}
-        for i in tqdm.trange(len(features), unit=" examples", disable=None):
-            features.check_example(i)
-            example = features[i]
-            if fault := _fault(example, has_video):
-                raise UserError(
-                    f"{features.path} cannot be a TensorDict folder, as its example {features.ids[i]!r} {fault}"
-                )
-            for name in names:
-                maps[name][i] = example[name]
-        for stored in maps.values():
-            stored.flush()
+        with contextlib.ExitStack() as stack:
+            # written, not mapped: a map of a file that the disk has no room for would end the process
+            files = {name: stack.enter_context(tensordict.file_of(folder, name).open("wb")) for name in names}
+            for i in tqdm.trange(len(features), unit=" examples", disable=None):
+                features.check_example(i)
+                example = features[i]
+                if fault := _fault(example, has_video):
+                    raise UserError(
+                        f"{features.path} cannot be a TensorDict folder, as its example {features.ids[i]!r} {fault}"
+                    )
+                for name, file in files.items():
+                    file.write(example[name].astype("<f4").tobytes())
         entry = {"device": "cpu", "dtype": "torch.float32", "is_nested": False}
         entries = {tensordict.PUBLISHED[name]: {**entry, "shape": list(shape)} for name, shape in shapes.items()}
         (folder / "meta.json").write_text(json.dumps({**entries, "shape": [], "device": "cpu", **TYPE}))

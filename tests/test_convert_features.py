@@ -1,6 +1,7 @@
 """Feature sets to the published tools' layout and back."""
 
 import json
+import resource
 import sys
 
 import numpy as np
@@ -49,7 +50,8 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("video", [True, False])
-def test_there_and_back_everything_is_as_it_was(run, tmp_path, video):
+def test_there_and_back_everything_is_as_it_was(run, tmp_path, monkeypatch, video):
+    monkeypatch.delattr("os.posix_fallocate", raising=False)  # which macOS has not
     path = write(tmp_path / "set", video=video)
     assert run(path, "tensordict", tmp_path / "theirs") == (0, f"3 examples are in {tmp_path / 'theirs'}\n")
     assert run(tmp_path / "theirs", "records", tmp_path / "back")[0] == 0
@@ -82,6 +84,18 @@ def test_what_the_layout_cannot_say_is_refused(run, tmp_path):
         code, printed = run(write(tmp_path / name, **changes), "tensordict", tmp_path / "out")
         assert code == 1 and message in printed and "Traceback" not in printed
         assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_file_for_which_there_is_no_room_is_one_sentence(run, tmp_path):
+    path, limits = write(tmp_path / "set"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = 3 * 4 * int(np.prod(SHAPES["clip_f"])) - 1  # bytes that a file may have: too few for one of them
+    resource.setrlimit(resource.RLIMIT_FSIZE, (small, limits[1]))
+    try:
+        code, printed = run(path, "tensordict", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1 and "File too large" in printed and "Traceback" not in printed
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_mistakes_are_one_sentence(run, tmp_path):
