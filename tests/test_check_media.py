@@ -122,6 +122,20 @@ def test_a_decoder_that_crashes_costs_its_clip_alone(filmed, write, run_check, m
     assert code == 1 and printed == "error: --workers is -1; it must be at least 0\n"
 
 
+def test_a_steady_tone_is_no_silence(filmed, write, run_check, encoders, demo_weights):
+    _, rows, examples = filmed
+    time = np.arange(16_384) / 16_000
+    for arrays, sound in ((examples[1], 0 * time), (examples[2], 0.5 * np.sin(2 * np.pi * 1000 * time))):
+        arrays["mean"] = encoders.encode_audio(sound.astype(np.float32)[None], "16k")[0][0]
+    path = write(rows, examples)
+    code, found, _ = run_check(path, "--weights", demo_weights)
+    assert code == 1 and [place["id"] for place in found["latents of silence"]["places"]] == ["clip1"]
+    assert [place["id"] for place in found["latents that never change"]["places"]] == ["clip2"]
+    _, found, printed = run_check(path)
+    assert [place["id"] for place in found["latents of silence"]["places"]] == ["clip1", "clip2"]
+    assert "--weights would tell one steady tone from silence" in printed
+
+
 def test_what_hardly_changes_is_not_looked_for(filmed, write):
     root, rows, examples = filmed
     rng = np.random.default_rng(0)

@@ -25,6 +25,7 @@ from mmaudio_jax.data.records import RecordFeatures, open_features
 from mmaudio_jax.data.workers import WORKERS
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
+from mmaudio_jax.sequence import MODES, lengths
 
 ENCODERS = "encoders other than those in --weights"
 FILES = "files of another size or SHA-256 than was written"
@@ -40,6 +41,7 @@ class Reference(NamedTuple):
         encode_audio: the VAE; None where the folder has not the one that the set was made with.
         encode_captions, encode_frames: CLIP; likewise.
         encoders: which are others than those that the set was made with.
+        silence: its latent, if there is an `encode_audio`.
     """
 
     statistics: ReleasedStatistics
@@ -47,6 +49,7 @@ class Reference(NamedTuple):
     encode_captions: texts.Encode | None
     encode_frames: recordings.EncodeFrames | None
     encoders: Check
+    silence: np.ndarray | None
 
 
 def load_reference(root: Path, model: str | None, features: StoredFeatures) -> Reference:
@@ -81,12 +84,19 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     config, shapes = known.get("clip", {}).get("config", {}), features.metadata.shapes
     widths = config.get("embed_dim"), config.get("text_width")
     same = "clip" in known.keys() - others and widths == (shapes["clip_f"][1], shapes["text_f"][1])
+    hears = f"vae_{mode}" in known.keys() - others
+
+    def encode_audio(audio):
+        return encoders.encode_audio(audio, mode)[0]
+
+    samples = lengths(features.metadata.duration, MODES[mode]).samples
     return Reference(
         (mean, std),
-        (lambda audio: encoders.encode_audio(audio, mode)[0]) if f"vae_{mode}" in known.keys() - others else None,
+        encode_audio if hears else None,
         encoders.encode_captions if same else None,
         (lambda frames: encoders.encode_clip_frames(frames[None])[0]) if same else None,
         check,
+        encode_audio(np.zeros((1, samples), np.float32))[0] if hears else None,
     )
 
 
@@ -123,6 +133,7 @@ def check_features(
         captions if described.fits else unknown,
         split.names if described.fits else unknown,
         reference and reference.statistics,
+        reference and reference.silence,
     )
     unfit = "no row tells the video"
     read, heard, loudness = left_out(texts.NAME, unfit), recordings.no_recordings(unfit), []

@@ -28,6 +28,11 @@ def sketch(latent: Float[np.ndarray, "n z"]) -> Float[np.ndarray, " 16"]:
     return latent.ravel() @ _projection(latent.size)
 
 
+def difference(one: Float[np.ndarray, " 16"], other: Float[np.ndarray, " 16"]) -> float:
+    """About the root mean square difference of two latents, by their sketches."""
+    return float(np.linalg.norm(one - other) / np.sqrt(SKETCH))
+
+
 @functools.lru_cache(maxsize=1)
 def _projection(size: int) -> Float[np.ndarray, "size 16"]:
     return (np.random.default_rng(0).standard_normal((size, SKETCH)) / np.sqrt(size)).astype(np.float32)

@@ -12,6 +12,7 @@ from mmaudio_jax.data.statistics import ChannelStatistics
 
 EDGE = 8  # an eighth of a latent at each end is not looked at for change: the VAE's padding shows there
 STILL = 0.01  # change of a latent from frame to frame that is none, in standard deviations of the set
+AS_SILENCE = 0.1  # root mean square difference from the latent of silence, in the released model's standard deviations
 OFF = 1.0  # how far a channel's mean may be from the released model's, in its standard deviations
 SPREAD = (1 / 3, 3.0)  # a channel's standard deviation, in units of the released model's
 
@@ -96,7 +97,11 @@ class Scan:
         return whole
 
     def findings(
-        self, captions: Sequence[str], splits: Sequence[str], released: ReleasedStatistics | None
+        self,
+        captions: Sequence[str],
+        splits: Sequence[str],
+        released: ReleasedStatistics | None,
+        silence: Float[np.ndarray, "n z"] | None,
     ) -> tuple[list[Check], list[Distribution], Channels | None]:
         """All checks, the histograms, and the statistics of the latents.
 
@@ -104,16 +109,24 @@ class Scan:
             captions: one an example.
             splits: which part of the data each example is in.
             released: of the model that is to be trained on; None if it is not known.
+            silence: the latent of silence, by which steady tones are told from it; None if it is not known.
         """
         checks = [self._unreadable, self._misfit, self._nan, self._infinity, self._zeros, self._constant, self._std]
-        still = warning("latents that never change")  # a steady tone's, too, do not
+        silent, still = fault("latents of silence"), warning("latents that never change")
         channels, distributions = None, []
         if self._statistics.count > 1:
             mean, std = self._statistics.mean, self._statistics.std
             channels = Channels(mean, std, *(released or (None, None)))
             typical = channels.typical
-            for i in np.flatnonzero(self._change <= STILL * typical):
-                still.add(self._rows.place(int(i), f"the latent changes by {self._change[i]:.2g} at most"))
+            for i in np.flatnonzero(self._whole & (self._change <= STILL * typical)):
+                what = f"the latent changes by {self._change[i]:.2g} at most"
+                if silence is None or released is None:
+                    what += "; --weights would tell one steady tone from silence"
+                    silent.add(self._rows.place(int(i), what))
+                else:
+                    off = duplicates.difference(self._sketches[i], duplicates.sketch(silence))
+                    check = silent if off <= AS_SILENCE * np.sqrt(np.mean(released[1] ** 2)) else still
+                    check.add(self._rows.place(int(i), what))
             distributions = [
                 Distribution("length without padding", "seconds", self.seconds[self._whole]),
                 Distribution(
@@ -133,7 +146,11 @@ class Scan:
             self._rows,
         )
         differ = texts.check_differ(self._texts, self._whole & self.has_text, captions, self._rows)
-        return [*checks, still, self._frozen, *copies, differ, _check_channels(channels)], distributions, channels
+        return (
+            [*checks, silent, still, self._frozen, *copies, differ, _check_channels(channels)],
+            distributions,
+            channels,
+        )
 
 
 def without_ends(latent: Float[np.ndarray, "n z"]) -> Float[np.ndarray, "m z"]:
