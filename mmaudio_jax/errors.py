@@ -75,7 +75,8 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
             code = 1
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            code = 130
+            sys.stdout.flush()
+            os._exit(130)  # a thread of JAX that compiles would crash in the interpreter's own way out
         except Exception as error:  # libraries of files have exceptions of their own for it
             if not (full := full_disk(error)):
                 raise

@@ -131,7 +131,7 @@ def extract(
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     dropped = len({row["id"] for row in old.rows} - {clip.id for clip in clips})
     told += f"; dropped {dropped} that the table no longer has" if dropped else ""
-    print(f"{place} has {len(rows)} clips: {told}{'' if changed else '; nothing has changed'}")
+    print(f"{place} has {len(rows)} clip{'s' * (len(rows) != 1)}: {told}{'' if changed else '; nothing has changed'}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(block)} clips could not be used; the reasons are in "
@@ -161,7 +161,7 @@ class _Old:
         """Reads it.
 
         Raises:
-            UserError: it was made with other settings.
+            UserError: it was made with other settings, or its table is not that of its records.
         """
         self.rows: list[Row] = []
         self.keys: dict[str, int] = {}  # of its records
@@ -176,26 +176,27 @@ class _Old:
             raise UserError(f"{path} was made with {'; '.join(differ)}: choose another --out, or remove it")
         if (path / part.FAILED).exists():
             self._failed = read_table(path / part.FAILED).rows
+        self.rows = self._part.read_rows()
         shards, first = self._part.shards, 0
-        try:
-            self.rows = read_table(path / part.TABLE).rows
-            self._part.check_rows(self.rows)
-        except UserError as error:
-            self.rows, self._whole, shards = [], False, ()
-            print(f"{error}: its clips are encoded again", file=sys.stderr)
         self._records = Records([(path / shard.name, shard.count) for shard in shards])
         for shard in tqdm.tqdm(shards, f"checking {path}", unit=" shards", delay=2, leave=False, disable=None):
-            if fault := shard.fault(path, whole=True):
-                self._whole = False
-                print(f"{fault}: its clips are encoded again", file=sys.stderr)
-            else:
-                rows = enumerate(self.rows[first : first + shard.count], first)
-                self.keys |= {row[KEY]: i for i, row in rows if KEY in row}
+            own = range(first, first + shard.count)
             first += shard.count
+            if fault := shard.fault(path, whole=True):
+                self._whole, own = False, [i for i in own if self._is_intact(i)]
+                print(f"{fault}: {shard.count - len(own)} of its clips are encoded again", file=sys.stderr)
+            self.keys |= {self.rows[i][KEY]: i for i in own if KEY in self.rows[i]}
+
+    def _is_intact(self, index: int) -> bool:
+        try:
+            self._records.guarded(index)
+        except ValueError:
+            return False
+        return True
 
     def read(self, key: str) -> dict[str, np.ndarray]:
         """The arrays of a record."""
-        return widened(part.unpack(self._records[self.keys[key]]))
+        return widened(part.unpack(self._records.guarded(self.keys[key])))
 
     def is_as(self, rows: Sequence[Row], failed: Sequence[Row], clips: str) -> bool:
         """Whether it is what would be made."""

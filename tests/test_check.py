@@ -156,6 +156,12 @@ PLANTED = [
     ),
     ("missing", lambda _, examples: examples[1].pop("sync_f"), {"missing or misshapen arrays": ("clip1", "sync_f")}),
     ("id", set_rows({"id": "../../evil"}, 5), {"ids that cannot name a file": ("../../evil", "cannot name a file")}),
+    ("1e20", set_values(3, "clip_f", 1e20, (2, 1)), {"values out of all measure": ("clip3", "clip_f, row 2 of 8")}),
+    (
+        "× 50",
+        lambda _, examples: examples[4].update(mean=50 * examples[4]["mean"]),
+        {"values out of all measure": ("clip4", "mean has values up to ")},
+    ),
     (
         "two of one example",
         together(set_values(3, "clip_f", np.nan, (2, 1)), set_values(3, "std", 0, (4, 5))),

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 
 import jax
@@ -32,6 +33,12 @@ def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys, number):
         assert code == 1 and printed.endswith(f"{message}; make room and start again\n") and printed.count("\n") == 1
         with pytest.raises(type(error)), errors.reading("x/6", "remove it"):
             raise error
+
+
+def test_ctrl_c_ends_at_once_and_says_so():
+    code = "from mmaudio_jax import errors\ndef stop(): print('at work'); raise KeyboardInterrupt\nerrors.main(stop)()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "at work\n", "stopped\n")
 
 
 def test_a_temporary_path_is_told_as_the_one_that_was_asked_for(capsys):

@@ -261,14 +261,21 @@ def test_a_set_of_other_settings_is_not_overwritten(extract, clips, tmp_path, ot
     assert content(tmp_path / "set") == before
 
 
-def test_a_damaged_shard_is_made_again(extract, clips, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("damage", "lost"),
+    [
+        (lambda raw: raw[:-1] + b"?", 0),  # behind all records
+        (lambda raw: raw[:5000] + bytes([raw[5000] ^ 255]) + raw[5001:], 1),
+        (lambda raw: raw[:-1000], 2),
+    ],
+)
+def test_what_is_damaged_of_a_shard_is_made_again(extract, clips, tmp_path, monkeypatch, capsys, damage, lost):
     monkeypatch.setattr(part, "SHARD_BYTES", 20_000)
     extract(clips)
     before = content(tmp_path / "set")
     shard = tmp_path / "set" / str(WHOLE) / "shard-00001.array_record"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
-    count = json.loads((shard.parent / "metadata.json").read_text())["shards"][1]["count"]
-    assert extract(clips) == count and "its clips are encoded again" in capsys.readouterr().err
+    shard.write_bytes(damage(shard.read_bytes()))
+    assert extract(clips) == lost and f": {lost} of its clips are encoded again" in capsys.readouterr().err
     assert content(tmp_path / "set") == before
 
 
@@ -314,7 +321,7 @@ def test_sounds_and_padded_clips_are_examples(extract, clips, root, tmp_path, ca
     assert not examples[1]["clip_f"].any() and all(example["has_text"] for example in examples)
 
 
-def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, tmp_path, capsys):
+def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, tmp_path):
     extract(clips)
     before, table = content(tmp_path / "set"), tmp_path / "set" / str(WHOLE) / "clips.tsv"
     lines = table.read_text().splitlines(keepends=True)
@@ -322,8 +329,14 @@ def test_a_table_whose_rows_are_not_the_records_is_not_believed(extract, clips, 
         table.write_text("".join(others))
         with pytest.raises(UserError, match="has other ids than were written, or in another order"):
             open_features(tmp_path / "set").ids  # noqa: B018
-        assert extract(clips) == 7 and "its clips are encoded again" in capsys.readouterr().err
-        assert content(tmp_path / "set") == before
+        with pytest.raises(UserError, match=f"put it back as it was, or move .*{WHOLE} away and start its extraction"):
+            extract(clips)
+    table.write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match="has 6 rows for 7 examples; put it back"):
+        extract(clips)
+    table.unlink()
+    with pytest.raises(UserError, match="there is no table .*; put it back"):
+        extract(clips)
     table.write_text("".join(lines).replace("sound 3", "a sound"))
     with pytest.raises(UserError, match="has other captions than those that were encoded; put them back"):
         open_features(tmp_path / "set").captions  # noqa: B018

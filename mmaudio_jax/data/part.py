@@ -21,7 +21,7 @@ import safetensors.numpy
 from jaxtyping import UInt8
 
 from mmaudio_jax.data.example import CONDITIONS, DTYPES, Metadata, check_arrays, example_shapes
-from mmaudio_jax.data.table import Row, write_table
+from mmaudio_jax.data.table import Row, read_table, write_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import sha256
 
@@ -123,12 +123,27 @@ class Part:
     captions: str
     schema_version: int
 
+    def read_rows(self) -> list[Row]:
+        """The rows of its table, one a record; a UserError if it is missing or another than was written."""
+        file = self.path / TABLE
+        if not file.is_file():
+            raise UserError(f"there is no table {file}; {self._advice}")
+        rows = read_table(file).rows
+        if len(rows) != self.metadata.count:
+            raise UserError(f"{file} has {len(rows)} rows for {self.metadata.count} examples; {self._advice}")
+        self.check_rows(rows)
+        return rows
+
+    @property
+    def _advice(self) -> str:
+        return f"put it back as it was, or move {self.path} away and start its extraction again"
+
     def check_rows(self, rows: Iterable[Row]) -> None:
         """Raises a UserError if the rows of its table are not those of its records, one by one."""
         if self.ids and hash_values(row.get("id", "") for row in rows) != self.ids:
             raise UserError(
                 f"{self.path / TABLE} has other ids than were written, or in another order, so that its rows are not "
-                "those of the features; put it back as it was, or start the extraction again"
+                f"those of the features; {self._advice}"
             )
 
     def check_captions(self, rows: Iterable[Row]) -> None:
@@ -178,8 +193,10 @@ def read_part(path: Path) -> Part:
         if sum(shard.count for shard in shards) != metadata.count:
             raise ValueError(f"its shards have not {metadata.count} examples")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{file} does not describe a part of a feature set ({error}); extract the features again"
+            f"{file} does not describe a part of a feature set ({reason}); copy it again, or move {path} away and "
+            "start its extraction again"
         ) from None
     return Part(path, metadata, shards, clips, *hashes, version)
 

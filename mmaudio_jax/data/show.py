@@ -52,7 +52,7 @@ def describe(features: StoredFeatures, index: int, example: Example) -> Iterator
     named = {"id": row["id"], "caption": features.captions[index], "source": features.sources[index]}
     yield f"row {features.table.lines[index]} of {features.table_name(index)}"
     for name, value in (named | row).items():
-        yield f"  {name:<20}{value}"
+        yield f"  {name:<20}{value if value.isprintable() else repr(value)}"  # a console obeys control characters
     own, duration = int(example["latents"]), features.metadata.duration
     yield f"{duration * own / frames:g} s of its own ({own} of {frames} latent frames) at {features.metadata.mode}"
     yield f"  {'array':<8}{'shape':<14}{'least':>10}{'mean':>10}{'most':>10}{'std':>10}"

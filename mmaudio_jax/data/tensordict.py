@@ -36,7 +36,7 @@ class TensorDictFeatures(StoredFeatures):
 
         Args:
             path: the folder.
-            damaged: its table need not be there and fit; every example then counts as one with a caption.
+            damaged: its table need not be there and fit; text features are read also where it has no caption.
 
         Raises:
             UserError: a file is missing or has another size than meta.json says, the lengths disagree, or the table is
@@ -49,12 +49,9 @@ class TensorDictFeatures(StoredFeatures):
         super().__init__(path, Metadata(mode, duration, example_shapes(mode, duration, **dims), count))
         self._stored = stored
         self._maps: dict[str, np.ndarray] | None = None
-        try:
-            self._has_text = np.array([bool(caption.strip()) for caption in self.captions])
-        except UserError:
-            if not damaged:
-                raise
-            self._has_text = np.ones(count, bool)
+        self._has_text = np.ones(count, bool)
+        if not damaged:
+            self._has_text[:] = [bool(caption.strip()) for caption in self.captions]
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """Copies one row of every file; text features of no words are left out."""

@@ -115,6 +115,16 @@ def _processes(read: Callable[[Item], Read], time_limit: Callable[[Item], float]
             process.kill()
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process that is started within by this thread never sees Ctrl-C, which a terminal sends to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Process:
     """A process that reads items for one thread.
 
@@ -132,7 +142,8 @@ class _Process:
         self._line, other = spawn.Pipe()
         self._process = spawn.Process(target=_serve, args=(other, read), daemon=True)
         try:
-            self._process.start()
+            with _without_interrupts():
+                self._process.start()
             other.close()
             self._line.recv()
         except (OSError, EOFError) as error:
@@ -176,8 +187,7 @@ class _Process:
 
 
 def _serve(line: Connection, read: Callable[[Item], Read]) -> None:
-    """What a process that decodes does: Ctrl-C and SIGTERM are for the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What a process that decodes does; SIGTERM, as Ctrl-C, is for the process that started it."""
     live_with_parent()
     line.send(None)
     while True:

@@ -143,8 +143,9 @@ def check_features(
         heard = recordings.no_recordings("needs --root")
     if described.fits and root:
         encode = (reference.encode_audio, reference.encode_frames) if reference else (None, None)
-        typical = channels.typical if channels else 0.0
-        heard, loudness = recordings.check_recordings(features, root, most_recordings, *encode, typical, rows, workers)
+        heard, loudness = recordings.check_recordings(
+            features, root, most_recordings, *encode, scan.typical, rows, workers
+        )
     encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
     by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
     of_sources = Distribution("examples of a source", "examples", np.array(list(by_source.values()), np.float32))

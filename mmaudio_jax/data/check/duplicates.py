@@ -60,7 +60,9 @@ def near(
     points = sketches[indices]
     if len(points) < 3:
         return
-    reach = NEAR * np.sqrt(2 * points.var(axis=0, dtype=np.float64).sum())
+    # by medians, so that one far off does not make the others near: of squares of so many numbers, it is 0.96 the mean
+    off = np.square(points - np.median(points, axis=0), dtype=np.float64).sum(axis=1)
+    reach = NEAR * np.sqrt(2 * np.median(off) / 0.96)
     if not reach:
         return
     tree, told = cKDTree(points), set()

@@ -11,7 +11,9 @@ from mmaudio_jax.data.example import VIDEO, Metadata, check_shapes
 from mmaudio_jax.data.statistics import ChannelStatistics
 
 EDGE = 8  # an eighth of a latent at each end is not looked at for change: the VAE's padding shows there
-STILL = 0.01  # change of a latent from frame to frame that is none, in standard deviations of the set
+STILL = 0.01  # change of a latent from frame to frame that is none, by how much the set's usually move
+LARGEST = 1e3  # no encoder gives larger values
+FAR = 20.0  # times the median of all examples' largest values
 AS_SILENCE = 0.1  # root mean square difference from the latent of silence, in the released model's standard deviations
 OFF = 1.0  # how far a channel's mean may be from the released model's, in its standard deviations
 SPREAD = (1 / 3, 3.0)  # a channel's standard deviation, in units of the released model's
@@ -35,10 +37,12 @@ class Scan:
         self._unreadable, self._misfit = fault("records that cannot be read"), fault("missing or misshapen arrays")
         self._nan, self._infinity, self._zeros = fault("NaN"), fault("infinity"), fault("rows of zeros")
         self._constant, self._std = fault("rows of one value"), fault("standard deviations not above 0")
+        self._absurd = fault("values out of all measure")
+        self._largest = {name: np.zeros(count, np.float32) for name in metadata.shapes}
         self._frozen = warning("pictures that never change")
         self.readable, self.has_video, self.has_text = (np.zeros(count, bool) for _ in range(3))
         self._whole, self._moves = (np.zeros(count, bool) for _ in range(2))
-        self.seconds, self._change = (np.full(count, np.nan, np.float32) for _ in range(2))
+        self.seconds, self._change, self._movement = (np.full(count, np.nan, np.float32) for _ in range(3))
         self._sounds, self._pictures, self._texts = (np.zeros(count, np.uint64) for _ in range(3))
         self._sketches = np.zeros((count, duplicates.SKETCH), np.float32)
         self._statistics = ChannelStatistics()
@@ -65,6 +69,7 @@ class Scan:
         self._whole[index] = True
         self.seconds[index] = self._duration * own / length
         self._statistics.add(latent[:own])
+        self._movement[index] = movement(latent[:own])
         self._sounds[index] = duplicates.content_hash(latent)
         self._sketches[index] = duplicates.sketch(latent)
         if "text_f" in arrays:
@@ -90,11 +95,29 @@ class Scan:
                 (self._zeros, (low == 0) & (high == 0)),
                 (self._constant, differ & (low == high) & (low != 0)),
                 (self._std, (name == "std") & (low <= 0)),
+                (self._absurd, np.isfinite(high) & np.isfinite(low) & (np.maximum(high, -low) > LARGEST)),
             ):
                 if rows.any():
                     whole = False
                     check.add(self._rows.place(index, f"{name}, {_listed(rows)}"))
+            self._largest[name][index] = np.maximum(high, -low).max()
         return whole
+
+    @property
+    def typical(self) -> float:
+        """How much the latents of most examples move at most; one that is far off does not change it."""
+        there = self._movement[np.isfinite(self._movement)]
+        return float(np.quantile(there, 0.75)) if len(there) else 0.0
+
+    def _check_largest(self) -> Check:
+        """Also finds values that are far beyond those of the other examples."""
+        for name, largest in self._largest.items():
+            there = self._whole & (largest > 0)
+            median = np.median(largest[there]) if there.any() else 0.0
+            for i in np.flatnonzero(there & (largest > FAR * median)):
+                what = f"{name} has values up to {largest[i]:.3g}, most examples up to {median:.3g}"
+                self._absurd.add(self._rows.place(int(i), what))
+        return self._absurd
 
     def findings(
         self,
@@ -117,7 +140,7 @@ class Scan:
         if self._statistics.count > 1:
             mean, std = self._statistics.mean, self._statistics.std
             channels = Channels(mean, std, *(released or (None, None)))
-            typical = channels.typical
+            typical = self.typical
             for i in np.flatnonzero(self._whole & (self._change <= STILL * typical)):
                 what = f"the latent changes by {self._change[i]:.2g} at most"
                 if silence is None or released is None:
@@ -131,7 +154,7 @@ class Scan:
                 Distribution("length without padding", "seconds", self.seconds[self._whole]),
                 Distribution(
                     "largest change of the latent from frame to frame",
-                    "standard deviations of the set",
+                    "by how much the set's usually move",
                     self._change[self._whole & np.isfinite(self._change)] / max(typical, np.finfo(np.float32).tiny),
                 ),
             ]
@@ -147,10 +170,15 @@ class Scan:
         )
         differ = texts.check_differ(self._texts, self._whole & self.has_text, captions, self._rows)
         return (
-            [*checks, silent, still, self._frozen, *copies, differ, _check_channels(channels)],
+            [*checks, self._check_largest(), silent, still, self._frozen, *copies, differ, _check_channels(channels)],
             distributions,
             channels,
         )
+
+
+def movement(latent: Float[np.ndarray, "n z"]) -> float:
+    """The standard deviation in time, all channels together."""
+    return float(np.sqrt(without_ends(latent).var(axis=0).mean()))
 
 
 def without_ends(latent: Float[np.ndarray, "n z"]) -> Float[np.ndarray, "m z"]:

@@ -167,11 +167,6 @@ class Channels:
     released_mean: Float[np.ndarray, " z"] | None = None
     released_std: Float[np.ndarray, " z"] | None = None
 
-    @property
-    def typical(self) -> float:
-        """The standard deviation of all channels together."""
-        return float(np.sqrt(np.mean(self.std**2)))
-
     def asdict(self) -> dict[str, Any]:
         """For JSON."""
         return {name: None if value is None else value.tolist() for name, value in vars(self).items()}

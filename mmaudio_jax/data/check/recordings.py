@@ -15,7 +15,7 @@ import tqdm
 from jaxtyping import Float, UInt8
 
 from mmaudio_jax.data import media
-from mmaudio_jax.data.check.examples import without_ends
+from mmaudio_jax.data.check.examples import LARGEST, movement
 from mmaudio_jax.data.check.findings import NEEDS_WEIGHTS, Check, Distribution, Rows, fault, left_out, spread, warning
 from mmaudio_jax.data.clips import INTERVAL, interval_of
 from mmaudio_jax.data.example import StoredFeatures, check_arrays
@@ -62,7 +62,7 @@ def check_recordings(
         most: clips.
         encode_audio: sounds to the means of their latents; None leaves the stored latents uncompared.
         encode_frames: frames to CLIP's features; None leaves those uncompared.
-        typical: standard deviation of the set's latents.
+        typical: how much the set's latents usually move.
         rows: where the examples are.
         workers: processes that decode, as in `workers.read_ahead`.
     """
@@ -187,16 +187,16 @@ class _Recordings:
             self._compare_sounds(index, latent, heard[: len(latent)])
 
     def _arrays(self, index: int) -> Mapping[str, np.ndarray] | None:
-        """Those of an example; None of what is damaged."""
+        """Those of an example; None of what is damaged or out of all measure."""
         try:
             arrays = self._features.read(index)
             check_arrays(arrays, self._features.metadata.shapes)
         except ValueError:
             return None
-        return arrays
+        return arrays if max(np.abs(array).max() for array in arrays.values()) <= LARGEST else None
 
     def _compare_sounds(self, index: int, stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"]) -> None:
-        if max(map(_movement, (stored, heard))) <= FLAT * self._typical:
+        if max(map(movement, (stored, heard))) <= FLAT * self._typical:
             self._flat += 1
             return
         frame = self._mode.hop * VAE_FACTOR / self._mode.sample_rate  # seconds
@@ -232,11 +232,6 @@ def _full_frames(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n z"]:
     latent = arrays["mean"]
     own = int(arrays.get("latents", len(latent)))
     return latent if own == len(latent) else latent[: own - 1]  # the last before the padding may be part of it
-
-
-def _movement(latent: Float[np.ndarray, "n z"]) -> float:
-    """The standard deviation in time, all channels together."""
-    return float(np.sqrt(without_ends(latent).var(axis=0).mean()))
 
 
 def best_lag(stored: Float[np.ndarray, "n z"], heard: Float[np.ndarray, "n z"], reach: int) -> tuple[float, int]:

@@ -44,7 +44,7 @@ def check_texts(
     of_caption: dict[str, list[int]] = defaultdict(list)
     for i in spread(told, most):
         of_caption[captions[i]].append(i)
-    distinct, compared = list(of_caption), 0
+    distinct, compared, others = list(of_caption), 0, 0
     for start in tqdm.trange(0, len(distinct), CHUNK, desc="reading captions", delay=2, disable=None):
         some = distinct[start : start + CHUNK]
         for caption, read in zip(some, encode(some), strict=True):
@@ -54,8 +54,9 @@ def check_texts(
                     continue
                 compared += 1
                 if (alike := _least_cosine(stored, read)) < SAME:
+                    others += 1
                     check.add(rows.place(i, f"those stored are not of {caption[:60]!r} (cosine {alike:.2f})"))
-    check.note = f"{check.count} of {compared} captions"
+    check.note = f"{others} of {compared} captions"
     return check
 
 
