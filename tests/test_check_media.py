@@ -17,7 +17,7 @@ from mmaudio_jax.data.table import read_table, write_table
 from mmaudio_jax.encoders import Encoders
 
 WORDS = "text features of another caption"
-PICTURES = "pictures of another video than the clip's"
+PICTURES, MOTION = "pictures of another video than the clip's", "motion of another video than the clip's"
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,10 @@ def filmed(tmp_path, encoders):
         row.update(video_path=f"{i}.mp4", start_time="0", end_time="1")
         sound = media.read_audio(root / f"{i}.mp4", 0.0, 1.0, 16_000, 16_384)
         mean, std = encoders.encode_audio(sound[None], "16k")
-        frames, _ = media.read_frames(root / f"{i}.mp4", 0.0, 1.0)
+        frames, motion = media.read_frames(root / f"{i}.mp4", 0.0, 1.0)
         arrays.update(mean=mean[0], std=std[0], text_f=encoders.encode_captions([row["caption"]])[0])
         arrays.update(clip_f=encoders.encode_clip_frames(frames[None])[0])
+        arrays.update(sync_f=encoders.encode_sync_frames(motion[None])[0])
     return root, rows, examples
 
 
@@ -76,7 +77,7 @@ def test_clips_whose_latents_are_theirs(filmed, write, run_check, demo_weights):
     assert named(found, "left out") == {"encoders other than those in --weights"}  # which this set does not tell
     assert found["latents that are early or late"]["note"] == "0 of 12 clips"
     assert found[WORDS]["note"] == "0 of 12 captions"
-    assert found[PICTURES]["note"] == "0 of 12 clips"
+    assert found[PICTURES]["note"] == found[MOTION]["note"] == "0 of 12 clips"
 
 
 def test_encoders_that_are_not_there_leave_their_checks_out(filmed, write, run_check, demo_weights, tmp_path):
@@ -84,7 +85,7 @@ def test_encoders_that_are_not_there_leave_their_checks_out(filmed, write, run_c
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/demo_16k").symlink_to(demo_weights / "demo_16k")
     code, found, printed = run_check(write(rows, examples), "--root", root, "--weights", tmp_path / "weights")
-    compared = {"latents of another sound than the clip's", "latents that are early or late", PICTURES}
+    compared = {"latents of another sound than the clip's", "latents that are early or late", PICTURES, MOTION}
     assert code == 0 and named(found, "left out") == compared | {"encoders other than those in --weights"}, printed
     assert found["latent channels unlike the released model's"]["note"].startswith("mean off by")
 
@@ -96,6 +97,7 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     examples[6]["mean"] = examples[0]["mean"][::-1].copy()
     (root / "7.mp4").unlink()
     examples[8]["clip_f"] = examples[10]["clip_f"]
+    examples[9]["sync_f"] = examples[1]["sync_f"]
     code, found, _ = run_check(write(rows, examples), "--root", root, "--weights", demo_weights, "--workers", 0)
     assert code == 1
     (place,) = found["picture and sound that begin apart"]["places"]
@@ -106,6 +108,7 @@ def test_offsets_between_picture_and_sound(filmed, write, run_check, demo_weight
     others = found["latents of another sound than the clip's"]["places"]
     assert [place["id"] for place in others] == ["clip3", "clip6"]
     assert [place["id"] for place in found[PICTURES]["places"]] == ["clip3", "clip8"]
+    assert "clip9" in [place["id"] for place in found[MOTION]["places"]] and found[MOTION]["count"] <= 2  # and clip3
     (place,) = found["clips that cannot be read again"]["places"]
     assert place["id"] == "clip7" and "no such file" in place["what"]
 
@@ -147,7 +150,13 @@ def test_what_hardly_changes_is_not_looked_for(filmed, write):
         arrays["mean"] = steady()
     features = open_features(write(rows, examples))
     checks, _ = recordings.check_recordings(
-        features, root, 12, lambda audio: steady()[None], None, typical=1.0, rows=Rows(features.table), workers=0
+        features,
+        root,
+        12,
+        recordings.Encode(lambda audio: steady()[None]),
+        typical=1.0,
+        rows=Rows(features.table),
+        workers=0,
     )
     found = {check.name: check for check in checks}
     assert [place.id for place in found[recordings.STORED].places] == ["clip6"]

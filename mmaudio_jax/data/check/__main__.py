@@ -38,16 +38,15 @@ class Reference(NamedTuple):
 
     Attributes:
         statistics: of the latents that the model was trained on.
-        encode_audio: the VAE; None where the folder has not the one that the set was made with.
-        encode_captions, encode_frames: CLIP; likewise.
+        encode: the encoders of sounds and videos that are those which the set was made with.
+        encode_captions: CLIP; likewise.
         encoders: which are others than those that the set was made with.
-        silence: its latent, if there is an `encode_audio`.
+        silence: its latent, if there is a VAE.
     """
 
     statistics: ReleasedStatistics
-    encode_audio: recordings.EncodeAudio | None
+    encode: recordings.Encode
     encode_captions: texts.Encode | None
-    encode_frames: recordings.EncodeFrames | None
     encoders: Check
     silence: np.ndarray | None
 
@@ -81,22 +80,29 @@ def load_reference(root: Path, model: str | None, features: StoredFeatures) -> R
     for name in others:
         check.add(Place(f"the set was made with another {name} than {root / name}"))
     encoders = Encoders(root)
-    config, shapes = known.get("clip", {}).get("config", {}), features.metadata.shapes
-    widths = config.get("embed_dim"), config.get("text_width")
-    same = "clip" in known.keys() - others and widths == (shapes["clip_f"][1], shapes["text_f"][1])
-    hears = f"vae_{mode}" in known.keys() - others
+    widths = {name: shape[1] for name, shape in features.metadata.shapes.items()}
 
-    def encode_audio(audio):
+    def same(name: str, **sizes: str) -> bool:
+        """Whether there is a network of this name that the set may have been made with, by the sizes of its arrays."""
+        config = known[name]["config"] if name in known.keys() - others else None
+        return config is not None and all(config.get(size) == widths[array] for array, size in sizes.items())
+
+    def hear(audio):
         return encoders.encode_audio(audio, mode)[0]
 
-    samples = lengths(features.metadata.duration, MODES[mode]).samples
+    clip = same("clip", clip_f="embed_dim", text_f="text_width")
+    encode = recordings.Encode(
+        hear if same(f"vae_{mode}") else None,
+        (lambda frames: encoders.encode_clip_frames(frames[None])[0]) if clip else None,
+        (lambda frames: encoders.encode_sync_frames(frames[None])[0]) if same("synchformer", sync_f="width") else None,
+    )
+    silence = np.zeros((1, lengths(features.metadata.duration, MODES[mode]).samples), np.float32)
     return Reference(
         (mean, std),
-        encode_audio if hears else None,
-        encoders.encode_captions if same else None,
-        (lambda frames: encoders.encode_clip_frames(frames[None])[0]) if same else None,
+        encode,
+        encoders.encode_captions if clip else None,
         check,
-        encode_audio(np.zeros((1, samples), np.float32))[0] if hears else None,
+        encode.audio(silence)[0] if encode.audio else None,
     )
 
 
@@ -142,10 +148,8 @@ def check_features(
         read = texts.check_texts(features, captions, most_recordings, encode, rows)
         heard = recordings.no_recordings("needs --root")
     if described.fits and root:
-        encode = (reference.encode_audio, reference.encode_frames) if reference else (None, None)
-        heard, loudness = recordings.check_recordings(
-            features, root, most_recordings, *encode, scan.typical, rows, workers
-        )
+        by = reference.encode if reference else recordings.Encode()
+        heard, loudness = recordings.check_recordings(features, root, most_recordings, by, scan.typical, rows, workers)
     encoders = reference.encoders if reference else left_out(ENCODERS, "needs --weights")
     by_source, by_split, by_caption = map(collections.Counter, (described.sources, split.names, captions))
     of_sources = Distribution("examples of a source", "examples", np.array(list(by_source.values()), np.float32))
