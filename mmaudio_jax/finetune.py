@@ -15,7 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +26,9 @@ from mmaudio_jax.data import media, part
 from mmaudio_jax.data.clips import clips_of
 from mmaudio_jax.data.example import StoredFeatures, source_of
 from mmaudio_jax.data.records import open_features
-from mmaudio_jax.data.table import Table, read_table, write_table
+from mmaudio_jax.data.table import Row, Table, read_table, write_table
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.extraction import KEY
 from mmaudio_jax.files import atomic_file
 from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION
 
@@ -38,6 +39,7 @@ SIZES = ("small", "medium", "large")
 EVERY, WARMUP, STEPS = 300, 200, 3000
 OWN = {"model": "--model", "weights": "--weights", "data": "--out", "num_steps": "--steps"}  # keys that this sets
 SOUND_COLUMNS = ("id", "video_path", "start_time", "end_time", "caption")
+TRAINED_COLUMNS = (*SOUND_COLUMNS, "split")  # what of a clip a run is trained on
 GRACE = 10.0  # seconds in which a command that the terminal's Ctrl-C has reached as well ends by itself
 
 
@@ -64,7 +66,7 @@ class Folder:
         self.path = path
         self.clips, self.features, self.report = path / "clips.tsv", path / "features", path / "report.html"
         self.sounds, self.before, self.after = path / "sounds.tsv", path / "before", path / "after"
-        self.run = path / "run"
+        self.run, self.trained = path / "run", path / ".trained.tsv"  # a run, and the clips that it began with
         self.metrics = self.run / "metrics.jsonl"
         self.best = self.run.with_name(f"{self.run.name}@best")
         self._done = path / ".done.json"  # what the results that are there were made of
@@ -162,6 +164,31 @@ def once(folder: Folder, command: Sequence[str], results: Sequence[Path], inputs
     return code
 
 
+def check_run(folder: Folder, clips: Iterable[Row], columns: Sequence[str]) -> None:
+    """Raises a UserError if a run is there that began with clips which differ from these in these columns."""
+    if not (folder.run.exists() and folder.trained.exists()):
+        return
+    then, now = (
+        {row["id"]: [row.get(name, "") for name in columns] for row in rows}
+        for rows in (read_table(folder.trained).rows, clips)
+    )
+    differences = {
+        "added": [id for id in now if id not in then],
+        "gone": [id for id in then if id not in now],
+        "changed": [id for id in now if id in then and now[id] != then[id]],
+    }
+    if said := [f"{count(len(ids), 'clip')} {what} (first {ids[0]!r})" for what, ids in differences.items() if ids]:
+        raise UserError(
+            f"the clips are others than those that {folder.run} began to train on: {', '.join(said)}; to train on them "
+            f"as they are now, choose another --out, or remove {folder.run} (what is extracted stays), and start again"
+        )
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things in words."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 # What is asked for
 
 
@@ -232,8 +259,8 @@ def prepare(args: argparse.Namespace, folder: Folder) -> Table:
     if not {"train", "val"} <= {row["split"] for row in table.rows}:
         sources = len({source_of(row) for row in table.rows})
         raise UserError(
-            f"the {len(table.rows)} clips of {folder.clips} are of {sources} source video(s), and none is left to "
-            f"validate, or none to train; add videos to {args.folder}, and start again"
+            f"{folder.clips} has {count(len(table.rows), 'clip')} of {count(sources, 'source video')}, and none is "
+            f"left to validate, or none to train; add videos to {args.folder}, and start again"
         )
     return table
 
@@ -260,7 +287,7 @@ def extract(args: argparse.Namespace, folder: Folder, table: Table) -> StoredFea
         same = (features.metadata.mode, features.metadata.duration) == (mode, args.duration)
         if not (same and failed and all(row.items() <= done.get(row["id"], {}).items() for row in table.rows)):
             sys.exit(code)  # something else was wrong than clips
-        print(f"going on with {len(features)} clips, without those {len(failed)}")
+        print(f"going on with {count(len(features), 'clip')}, without {count(len(failed), 'other')}")
     return features
 
 
@@ -402,10 +429,17 @@ def main() -> None:
     """The command line."""
     args, settings = parse_arguments()
     folder = Folder(args.out)
-    features = extract(args, folder, prepare(args, folder))
+    table = prepare(args, folder)
+    check_run(folder, table.rows, TRAINED_COLUMNS)
+    features = extract(args, folder, table)
+    records = {row["id"]: row.get(KEY, "") for row in features.table.rows}  # another video makes another
+    clips = [row | {KEY: records.get(row["id"], "")} for row in table.rows]
+    check_run(folder, clips, (*TRAINED_COLUMNS, KEY))
     check(args, folder)
     ids = choose_sounds(args, folder, features)
     listen(args, folder, ids, None)
+    if not folder.run.exists():
+        write_table(folder.trained, clips)
     train(args, folder, features, settings)
     listen(args, folder, ids, folder.best)
     print(summary(args, folder, bool(ids)))

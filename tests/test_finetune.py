@@ -69,6 +69,14 @@ def test_from_a_folder_to_an_adapter_that_is_heard(videos, demo_weights, tmp_pat
     assert f"validation loss {first:.4f} of the base → {min(later):.4f}" in done.stdout
     assert f"sample.py VIDEO --weights {weights}" in done.stdout and (out / "report.html").exists()
     assert f"--adapter {out / 'run@best'} --duration 1 --prompt WORDS --out out" in done.stdout
+    # a run is trained on the clips that it began with: that others are there is told before they are extracted
+    caption = videos / "0.txt"
+    said = caption.read_text()
+    caption.write_text("a kettle sings\n")
+    changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    caption.write_text(said)
+    assert changed.returncode == 1 and "1 clip changed (first '0_" in changed.stderr
+    assert changed.stdout.count("$ python ") == 1 and "choose another --out, or remove" in changed.stderr
     # every input is as it was: what is not gone on with by its own command is not made again
     folder, features = finetune.Folder(out), finetune.open_features(out / "features")
     args = argparse.Namespace(folder=videos, weights=weights, model="small_16k", duration=1.0, sounds=1)
@@ -97,6 +105,41 @@ def made(tmp_path):
         return before != result.stat().st_mtime_ns
 
     return make, source, result
+
+
+CLIP = {"start_time": "0", "end_time": "1", "caption": "a tone", "split": "train", "record_key": "k"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"c": CLIP, "d": CLIP}, r"2 clips added \(first 'c'\); to train"),
+        ({"b": None}, r"1 clip gone \(first 'b'\); to train"),
+        ({"a": CLIP | {"caption": "a kettle"}}, r"1 clip changed \(first 'a'\); to train"),
+        ({"a": CLIP | {"split": "val"}, "b": None}, r"1 clip gone \(first 'b'\), 1 clip changed \(first 'a'\)"),
+        ({"b": CLIP | {"record_key": "other video"}}, r"1 clip changed \(first 'b'\); .* remove .*run \(what is extr"),
+        ({"a": CLIP | {"warnings": "still"}}, None),
+    ],
+)
+def test_a_run_goes_on_with_the_clips_that_it_began_with_alone(change, said, tmp_path):
+    def rows(clips):
+        return [{"id": id, "video_path": f"{id}.mp4", **clip} for id, clip in clips.items() if clip]
+
+    folder, columns = finetune.Folder(tmp_path), (*finetune.TRAINED_COLUMNS, finetune.KEY)
+    then = {"a": CLIP, "b": CLIP}
+    now = rows(then | change)
+    finetune.check_run(folder, now, columns)
+    folder.run.mkdir()
+    finetune.check_run(folder, now, columns)  # made when nothing was noted
+    write_table(folder.trained, rows(then))
+    if said is None:
+        finetune.check_run(folder, now, columns)
+        return
+    with pytest.raises(UserError, match=said):
+        finetune.check_run(folder, now, columns)
+    folder.run.rmdir()
+    finetune.check_run(folder, now, columns)
 
 
 def test_what_is_whole_is_not_made_again(made, capsys):
@@ -204,7 +247,7 @@ def extracted(videos, tmp_path, monkeypatch):
 def test_clips_that_cannot_be_used_are_gone_on_without(extracted, capsys):
     args, folder, table = extracted
     features = finetune.extract(args, folder, table)
-    assert len(features) == 5 and "going on with 5 clips, without those 1" in capsys.readouterr().out
+    assert len(features) == 5 and "going on with 5 clips, without 1 other\n" in capsys.readouterr().out
     assert finetune.choose_sounds(args, folder, features) == ["clip0", "clip1", "clip2", "clip4"]
 
 
@@ -232,7 +275,7 @@ def test_clips_without_a_picture_are_not_listened_to(extracted, monkeypatch, cap
 def test_one_source_cannot_both_train_and_validate(extracted, monkeypatch):
     args, folder, _ = extracted
     monkeypatch.setattr(finetune, "must", lambda command: None)
-    with pytest.raises(UserError, match="6 clips of .* are of 3 source video.*none is left"):
+    with pytest.raises(UserError, match="has 6 clips of 3 source videos, and none is left"):
         finetune.prepare(argparse.Namespace(**vars(args), **PREPARE), folder)
 
 
