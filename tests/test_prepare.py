@@ -1,5 +1,6 @@
 """From a folder to a table of clips, as a user meets it."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from media_files import tone, write_media
 from mmaudio_jax.data.clips import read_clips
 from mmaudio_jax.data.prepare import __main__ as prepare
 from mmaudio_jax.data.prepare import cache as inspection_cache
+from mmaudio_jax.data.prepare import inspection
 from mmaudio_jax.data.prepare.assembly import Assembled, Choices
 from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.inspection import Inspection
@@ -403,6 +405,24 @@ def test_a_file_that_its_decoder_crashes_or_hangs_at_ends_nothing_and_is_tried_a
     cache = inspection_cache.InspectionCache(tmp_path / "kept")
     known = {name: cache.find(name, (tmp_path / name).stat()) for name in names}
     assert known == {"deadly": None, "a": found["a"], "endless": None, "b": found["b"]}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_the_system_cannot_read_is_told_and_tried_again(media, tmp_path, in_process, monkeypatch, code):
+    hashed = inspection.sha256
+
+    def refusing(path):
+        if path.name == "z.mp4":
+            raise OSError(code, os.strerror(code))
+        return hashed(path)
+
+    monkeypatch.setattr(inspection, "sha256", refusing)
+    rows = run(media, tmp_path / "clips.tsv")
+    (fault,) = [row for row in rejected(tmp_path / "clips.tsv") if row["video_path"] == "z.mp4"]
+    assert (fault["reason"], fault["detail"]) == ("undecodable", f"it cannot be read ({os.strerror(code)})")
+    monkeypatch.undo()
+    again = run(media, tmp_path / "clips.tsv")
+    assert len(again) == len(rows) + 2 and {"z.mp4"} == {row["video_path"] for row in again if row not in rows}
 
 
 class Unstartable:

@@ -120,11 +120,14 @@ def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, worker
                 cache.keep(name, stats[name], found[name])
             except NoProcess:
                 raise
-            except UserError as error:  # the decoder crashed or took too long, which another run tries again
+            except UserError as error:  # it cannot be read, or its decoder fails, which another run tries again
                 found[name] = Inspection(fault=str(error))
             bar.update()
     return found
 
 
 def _inspect(root: Path, name: str) -> Inspection:
-    return inspect(root / name)
+    try:
+        return inspect(root / name)
+    except OSError as error:
+        raise UserError(f"it cannot be read ({error.strerror})") from None

@@ -101,16 +101,21 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike) -> Inspection:
-    """Looks at a file; whatever is wrong with it becomes its `fault`."""
+    """Looks at a file; whatever is wrong with its content becomes its `fault`.
+
+    Raises:
+        OSError: the system cannot read it all, which is no fault of the content and may pass.
+    """
+    digest = sha256(Path(path))
     try:
-        return _inspect(path)
+        return _inspect(path, digest)
     except UserError as error:
         return Inspection(fault=str(error).removeprefix(f"{path}: "))
     except Exception as error:  # a file that a decoder or a filter chokes on must not end the others
         return Inspection(fault=f"{type(error).__name__}: {error}")
 
 
-def _inspect(path: str | os.PathLike) -> Inspection:
+def _inspect(path: str | os.PathLike, digest: str) -> Inspection:
     picture, sound = _Picture(), _Sound()
     found = scan(path, picture.see, sound.hear)
     video_end, audio_end = (
@@ -118,7 +123,7 @@ def _inspect(path: str | os.PathLike) -> Inspection:
     )
     last = max(video_end or 0, audio_end or 0)
     return Inspection(
-        sha256=sha256(Path(path)),
+        sha256=digest,
         video_end=video_end,
         audio_end=audio_end,
         damaged=joined([(_ms(start), last if end == math.inf else _ms(end)) for start, end in found.damaged]),
