@@ -66,6 +66,18 @@ def test_both_rows_of_a_duplicate_id_are_named(clips):
         clips(HEADER, "a\ta.mp4\t0\t8\tc\t", "b\tb.mp4\t0\t8\tc\t", "a\tc.mp4\t0\t8\tc\t")
 
 
+def test_a_split_is_one_that_training_knows_and_the_same_for_a_whole_source(clips):
+    header = f"{HEADER}\tsplit"
+    rows = ["a\ta.mp4\t0\t8\tc\tlong\t", "b\tb.mp4\t0\t8\tc\tlong\tval ", "c\tc.mp4\t0\t8\tc\t\ttrain"]
+    assert [clip.side for clip in clips(header, *rows)] == ["", "val", "train"]
+    with pytest.raises(UserError, match="row 5: the split is 'valid'; it must be train, val, test, or empty"):
+        clips(header, *rows, "d\tc.mp4\t8\t16\tc\t\tvalid")
+    with pytest.raises(UserError, match="rows 4 and 5 are clips of the source 'c.mp4' on two sides .*, train and test"):
+        clips(header, *rows, "d\tc.mp4\t8\t16\tc\t\ttest")
+    with pytest.raises(UserError, match="rows 3 and 5 are clips of the source 'long' on two sides .*, val and train;"):
+        clips(header, *rows, "d\td.mp4\t8\t16\tc\tlong\ttrain")
+
+
 def test_a_link_out_of_the_root_is_refused(clips, tmp_path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "elsewhere.mp4").touch()
@@ -94,10 +106,10 @@ def test_a_bad_table_is_one_sentence(clips, tmp_path):
         read_clips(tmp_path / "clips.tsv", tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("caption", ['"unclosed', '"Boom" he said'])
-def test_a_stray_quote_swallows_no_row(tmp_path, caption):
-    (tmp_path / "clips.tsv").write_text(f"id\tcaption\na\tfine\nb\t{caption}\nc\tfine\n")
-    with pytest.raises(UserError, match=r"clips.tsv row \d: .*a value that begins with a quote is put in quotes"):
+@pytest.mark.parametrize("caption", ['"unclosed', '"Boom" he said', '"gravel\nd\tfine\ne\t"quoted"'])
+def test_a_stray_quote_swallows_no_row_and_is_told_where_its_row_begins(tmp_path, caption):
+    (tmp_path / "clips.tsv").write_text(f'id\tcaption\na\t"two\nlines"\n\nb\t{caption}\nc\tfine\n')
+    with pytest.raises(UserError, match=r"clips.tsv row 5: a quote that is not closed, or text .* is put in quotes"):
         read_table(tmp_path / "clips.tsv")
 
 

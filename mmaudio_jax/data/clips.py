@@ -6,6 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from mmaudio_jax.data.example import SIDES, source_of
 from mmaudio_jax.data.table import Row, Table, read_table
 from mmaudio_jax.errors import UserError
 
@@ -44,6 +45,11 @@ class Clip:
     line: int
     columns: Row
 
+    @property
+    def side(self) -> str:
+        """One of `SIDES`, as the column `split` says; empty where it says nothing."""
+        return self.columns.get("split", "").strip()
+
 
 def read_clips(path: str | os.PathLike, root: str | os.PathLike) -> list[Clip]:
     """Reads and checks clips.tsv; whether the videos can be used is found out when they are read.
@@ -62,7 +68,8 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
 
     Raises:
         UserError: a column is missing, there are no rows, or a row has an id that is a path or occurs twice,
-            a video outside `root`, times that are no interval, or no caption.
+            a video outside `root`, times that are no interval, no caption, or a split that training does not know or
+            that differs from that of another clip of its source.
     """
     path = table.path
     require_columns(table)
@@ -72,6 +79,7 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
     if not root.is_dir():
         raise UserError(f"there is no folder {root} for video_path to start from; name the one that holds the videos")
     clips: dict[str, Clip] = {}
+    told: dict[str, Clip] = {}  # by source: the first that tells its side
     for row, line in zip(table.rows, table.lines, strict=True):
         try:
             clip = clip_of(row, line, root)
@@ -82,6 +90,15 @@ def clips_of(table: Table, root: str | os.PathLike) -> list[Clip]:
                 f"{path} rows {clips[clip.id].line} and {line} have the same id {clip.id!r}; every clip needs its own"
             )
         clips[clip.id] = clip
+        if not clip.side:
+            continue
+        source = source_of(clip.columns)
+        first = told.setdefault(source, clip)
+        if first.side != clip.side:
+            raise UserError(
+                f"{path} rows {first.line} and {line} are clips of the source {source!r} on two sides of the split, "
+                f"{first.side} and {clip.side}; what trains must not be measured: put all clips of a source on one side"
+            )
     return list(clips.values())
 
 
@@ -115,7 +132,10 @@ def clip_of(row: Row, line: int, root: Path) -> Clip:
     caption = row["caption"].strip()
     if not caption:
         raise ValueError("the caption is empty; say what is heard")
-    return Clip(id, *interval, caption, line, {"id": id, **row})
+    clip = Clip(id, *interval, caption, line, {"id": id, **row})
+    if clip.side not in ("", *SIDES):
+        raise ValueError(f"the split is {clip.side!r}; it must be {', '.join(SIDES)}, or empty")
+    return clip
 
 
 def interval_of(row: Row, root: Path) -> Interval:

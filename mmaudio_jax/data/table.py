@@ -61,12 +61,16 @@ def split_values(path: Path, lines: Iterable[str], separator: str) -> list[tuple
         UserError: there is none, or a quote is out of place.
     """
     reader = csv.reader(lines, delimiter=separator, strict=True)
+    numbered, begin = [], 1
     try:
-        numbered = [(reader.line_num, values) for values in reader if values]
-    except csv.Error as error:
+        for values in reader:
+            if values:
+                numbered.append((reader.line_num, values))
+            begin = reader.line_num + 1
+    except csv.Error as error:  # found out at some later quote, or at the end of the file
         raise UserError(
-            f"{path} row {reader.line_num}: {error}; a value that begins with a quote is put in quotes, and quotes "
-            'within it are doubled: """Boom"" he said"'
+            f"{path} row {begin}: a quote that is not closed, or text after a closing quote ({error}); a value that "
+            'begins with a quote is put in quotes, and quotes within it are doubled: """Boom"" he said"'
         ) from None
     if not numbered:
         raise UserError(f"{path} is empty; its first line must name the columns")
