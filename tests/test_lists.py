@@ -25,8 +25,9 @@ def write(tmp_path):
 def test_vggsound(write):
     text = '---g-f_I2yQ,1,people marching,test\n--0PQM4-hqg,30,"waterfall burbling, near",train\nbad,x,y,z\n'
     one, two, bad = lists.read_list(write(text))
-    assert one.names == ("---g-f_I2yQ_000001",) and one.id == one.names[0] and one.split == "test"
-    assert two.caption == "waterfall burbling, near" and two.source == "--0PQM4-hqg" and two.span is None
+    assert one.names[:3] == ("---g-f_I2yQ_000001", "---g-f_I2yQ_1", "---g-f_I2yQ") and one.id == one.names[0]
+    assert two.caption == "waterfall burbling, near" and two.source == "--0PQM4-hqg" and one.split == "test"
+    assert (two.span, two.segment) == (None, (30_000, 40_000))
     assert two.columns == {"original_video": "--0PQM4-hqg", "original_start_time": "30", "original_end_time": "40"}
     assert bad.line == 3 and "youtube id, start in seconds, label, and train or test" in bad.fault
 
@@ -36,6 +37,7 @@ def test_audiocaps(write):
     one, bad = lists.read_list(write(text, encoding="utf-8-sig"))
     assert one.id == "97151" and one.source == "vfY_TJq7n_U" and one.caption == "Rustling, then a vehicle"
     assert {"vfY_TJq7n_U_000130", "vfY_TJq7n_U_130", "vfY_TJq7n_U", "YvfY_TJq7n_U", "97151"} == set(one.names)
+    assert (one.span, one.segment) == (None, (130_000, 140_000))
     assert "start_time 'x' is not a number of seconds" in bad.fault and bad.line == 3
 
 

@@ -230,6 +230,38 @@ def test_lists_keep_their_ids_and_sides(media, tmp_path, in_process, capsys):
     ]
 
 
+VGGSOUND = "abc,3,rain,train\nabc,20,hail,train\nabc,40,snow,train\ndef,3,wind,train\nghi,3,sea,train\n"
+AUDIOCAPS = (
+    "audiocap_id,youtube_id,start_time,caption\n1,abc,3,rain\n2,abc,20,hail\n3,abc,40,snow\n4,def,3,wind\n5,ghi,3,sea\n"
+)
+
+
+@pytest.mark.parametrize("content", [VGGSOUND, AUDIOCAPS])
+def test_of_a_whole_video_the_segment_is_taken_that_the_caption_is_of(content, tmp_path, in_process):
+    folder, file = tmp_path / "videos", tmp_path / "list.csv"
+    write(folder / "abc.mp4", seconds=27)
+    write(folder / "def.mp4", seconds=10.5)  # the segment alone
+    write(folder / "ghi_000003.mp4", seconds=12.5)  # the segment alone, though it was cut too long
+    file.write_text(content)
+    rows = run(folder, tmp_path / "clips.tsv", duration=4.0, list_file=file)
+    times = [tuple(float(row[name]) for name in ("start_time", "end_time")) for row in rows]
+    assert list(zip((row["caption"] for row in rows), times, strict=True)) == [
+        ("rain", (3, 7)),
+        ("rain", (7, 11)),
+        ("hail", (20, 24)),
+        ("wind", (0, 4)),
+        ("wind", (4, 8)),
+        ("sea", (0, 4)),
+        ("sea", (4, 8)),
+        ("sea", (8, 12)),
+    ]
+    assert [row["original_start_time"] for row in rows] == ["3", "3", "20", *"33333"]
+    ids = ["abc_000003", "abc_000020", "def_000003"] if content == VGGSOUND else ["1", "2", "4"]
+    assert [row["id"] for row in rows[:5:2]] == [ids[0], ids[1], f"{ids[2]}_00004000"]
+    (gone,) = rejected(tmp_path / "clips.tsv")
+    assert (gone["caption"], gone["reason"]) == ("snow", "too short") and "from 40 s on" in gone["detail"]
+
+
 def test_bad_ids_of_a_list_become_safe_ones(media, tmp_path, in_process):
     ids = ["a/b", "ok", "OK", " x", ".y", "i" * 255, "🐕 ü", "new\nline"]
     place = {"video_path": "z.mp4", "start_time": "0", "end_time": "2"}

@@ -22,6 +22,7 @@ from mmaudio_jax.errors import UserError
 
 CUTS = ("regular", "scenes", "onsets")
 STEM = 80  # bytes of a file's name in an id
+LONGER = 2000  # ms that a file is longer than a segment of its video, if it is the whole video and not the segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,7 @@ class _Clip:
 
     Attributes:
         used: the part of `span` that features are made of.
+        first: it begins where what its entry means does.
         content: the hash of the file.
         id: empty before it has one.
         original: the video that it is of, for the table; empty before that is known.
@@ -95,6 +97,7 @@ class _Clip:
     name: str
     span: Span
     used: Span
+    first: bool
     content: str
     cut: str
     warnings: list[str]
@@ -202,7 +205,7 @@ def _cut(
         found.reject("no sound", "the file has no sound track", entry, name)
         return []
     lengths = choices.lengths
-    start, stop = entry.span or (0, inspection.end)
+    start, stop = _meant(entry, name, inspection)
     span, cut = (start, min(stop, inspection.end)), choices.cut
     if listed and entry.span:
         spans, cut = [span] if span[1] - start >= lengths.least else [], "list"
@@ -227,8 +230,21 @@ def _cut(
             found.reject(*refusal, entry, name, (begin, end))
         else:
             doubts = inspection.doubts(used) + long
-            clips.append(_Clip(entry, name, (begin, end), used, inspection.sha256, cut, doubts))
+            clips.append(_Clip(entry, name, (begin, end), used, begin == start, inspection.sha256, cut, doubts))
     return clips
+
+
+def _meant(entry: Entry, name: str, inspection: Inspection) -> Span:
+    """The part of a file that an entry means.
+
+    Of a segment of a video, the file is the whole video if it is called after that alone and is longer by `LONGER`, else
+    the segment.
+    """
+    whole = (0, inspection.end)
+    if entry.segment and PurePosixPath(name).stem in (entry.source, f"Y{entry.source}"):
+        length = entry.segment[1] - entry.segment[0]
+        return entry.segment if inspection.end > length + LONGER else whole
+    return entry.span or whole
 
 
 def _named(clips: Sequence[_Clip], joined: split.Joined, found: Assembled) -> list[_Clip]:
@@ -259,10 +275,9 @@ def _free_id(clip: _Clip, taken: set[str]) -> str:
     file's path and the times. It is taken then.
     """
     entry, (start, end) = clip.entry, clip.span
-    first = start == (entry.span[0] if entry.span else 0)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", clip.name))
     stem = stem[: len(stem) - len(PurePosixPath(clip.name).suffix)].strip("_").encode()[-STEM:].decode(errors="ignore")
-    own = entry.id if first else entry.id and f"{entry.id}_{start:08d}"
+    own = entry.id if clip.first else entry.id and f"{entry.id}_{start:08d}"
     others = (f"\n{number}" if number else "" for number in itertools.count())  # captions of the same part
     digests = (hashlib.sha256(f"{clip.name}\n{start}\n{end}\n{entry.id}{other}".encode()) for other in others)
     made = (f"{stem}_{start:08d}_{digest.hexdigest()[:12]}" for digest in digests)

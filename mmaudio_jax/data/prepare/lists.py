@@ -17,7 +17,7 @@ from mmaudio_jax.data.prepare.cutting import Span
 from mmaudio_jax.data.table import SAVE_AS_UTF_8, Row, name_values, split_values
 from mmaudio_jax.errors import UserError
 
-VGGSOUND_SECONDS = 10
+SEGMENT = 10  # seconds of a video that a row of VGGSound or AudioCaps is about
 SPLITS = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "val")
 FILE_COLUMNS = ("video_path", "audio_path", "path", "file", "file_name", "filename", "video", "audio", "name", "id")
 CAPTION_COLUMNS = ("caption", "label", "text")
@@ -42,6 +42,7 @@ class Entry:
         caption: cleaned; empty where there is none.
         id: as it stands in the list; empty where it has none.
         span: the part of the file that is meant; None for all of it.
+        segment: the part of the video that is meant, where the file may be the whole video, or the segment alone.
         split: train, val, test, or empty.
         columns: what else is known of it.
         fault: why the row cannot be used; empty if it can.
@@ -52,6 +53,7 @@ class Entry:
     caption: str
     id: str = ""
     span: Span | None = None
+    segment: Span | None = None
     split: str = ""
     columns: Row = dataclasses.field(default_factory=dict)
     fault: str = ""
@@ -170,7 +172,7 @@ def _own(line: int, record: Record) -> Entry:
         id = f"{record['title_folder']}_{Path(path).stem}"
     columns = _rest(record, "id", "video_path", "start_time", "end_time", "caption", "split", "warnings")
     span = _span(record, "start_time", "end_time")
-    return Entry(line, (path,), _caption(record, "caption"), id, span, _split(record), columns)
+    return Entry(line, (path,), _caption(record, "caption"), id, span, split=_split(record), columns=columns)
 
 
 def _is_vggsound(row: Sequence[str]) -> bool:
@@ -181,22 +183,22 @@ def _vggsound(line: int, row: Sequence[str]) -> Entry:
     if not _is_vggsound(row):
         raise ValueError("not the four values youtube id, start in seconds, label, and train or test")
     video, start, label, split = (value.strip() for value in row)
-    name = f"{video}_{int(start):06d}"
-    columns = _from_youtube(video, int(start))
-    return Entry(line, (name,), clean(label), name, split=split, columns=columns)
+    return _of_youtube(line, video, int(start), clean(label), f"{video}_{int(start):06d}", split)
 
 
 def _audiocaps(line: int, record: Record) -> Entry:
     id, video = _value(record, "audiocap_id"), _value(record, "youtube_id")
     start = _seconds(record, "start_time")
+    return _of_youtube(line, video, start, _caption(record, "caption"), id, _split(record))
+
+
+def _of_youtube(line: int, video: str, start: float, caption: str, id: str, split: str) -> Entry:
+    """A row about a segment of a video, of which the file may hold all or the segment alone."""
     names = (f"{video}_{int(start):06d}", f"{video}_{start:g}", video, f"Y{video}", id)
-    columns = _from_youtube(video, start)
-    return Entry(line, names, _caption(record, "caption"), id, split=_split(record), columns=columns)
-
-
-def _from_youtube(video: str, start: float) -> Row:
-    times = {"original_start_time": f"{start:g}", "original_end_time": f"{start + VGGSOUND_SECONDS:g}"}
-    return {"original_video": video, **times}
+    end = start + SEGMENT
+    times = {"original_start_time": f"{start:g}", "original_end_time": f"{end:g}"}
+    segment = (round(1000 * start), round(1000 * end))
+    return Entry(line, names, caption, id, None, segment, split, {"original_video": video, **times})
 
 
 def _wavcaps(line: int, record: Record) -> Entry:
