@@ -27,6 +27,7 @@ from mmaudio_jax.data.clips import clips_of
 from mmaudio_jax.data.example import StoredFeatures, source_of
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import Row, Table, read_table, write_table
+from mmaudio_jax.data.wording import count
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.extraction import KEY
 from mmaudio_jax.files import atomic_file
@@ -182,11 +183,6 @@ def check_run(folder: Folder, clips: Iterable[Row], columns: Sequence[str]) -> N
             f"the clips are others than those that {folder.run} began to train on: {', '.join(said)}; to train on them "
             f"as they are now, choose another --out, or remove {folder.run} (what is extracted stays), and start again"
         )
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things in words."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # What is asked for

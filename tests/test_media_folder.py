@@ -28,7 +28,7 @@ def test_links_are_not_followed_and_told(folder, tmp_path):
     found = MediaFolder(folder)
     assert len(found.names) == 4
     (remark,) = found.remarks
-    assert "3 symbolic link(s) are not followed" in remark
+    assert "symbolic links are not followed, and here are 3, the first" in remark
 
 
 def test_what_cannot_be_read_is_a_remark(folder, monkeypatch):
@@ -45,7 +45,7 @@ def test_what_cannot_be_read_is_a_remark(folder, monkeypatch):
     found = MediaFolder(folder)
     assert found.names == ["a.WAV", "b.mp4"]
     assert f"the folder {folder}/x cannot be read (Permission denied)" in found.remarks
-    assert any("1 file(s) have names that are not in UTF-8" in remark for remark in found.remarks)
+    assert any("1 file left out whose name is not in UTF-8" in remark for remark in found.remarks)
 
 
 def test_a_folder_without_media_is_one_sentence(tmp_path):

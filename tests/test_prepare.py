@@ -262,7 +262,7 @@ def test_of_a_whole_video_the_segment_is_taken_that_the_caption_is_of(content, t
     assert (gone["caption"], gone["reason"]) == ("snow", "too short") and "from 40 s on" in gone["detail"]
 
 
-def test_bad_ids_of_a_list_become_safe_ones(media, tmp_path, in_process):
+def test_bad_ids_of_a_list_become_safe_ones(media, tmp_path, in_process, capsys):
     ids = ["a/b", "ok", "OK", " x", ".y", "i" * 255, "🐕 ü", "new\nline"]
     place = {"video_path": "z.mp4", "start_time": "0", "end_time": "2"}
     rows = [{"id": id, "caption": f"caption {i}", **place} for i, id in enumerate(ids)]
@@ -271,6 +271,7 @@ def test_bad_ids_of_a_list_become_safe_ones(media, tmp_path, in_process):
     assert [row["id"] for row in found if not row["original_id"]] == ["ok", "🐕 ü"]
     assert [row["original_id"] for row in found] == ["a/b", "", "OK", " x", ".y", "i" * 255, "", "new\nline"]
     assert len({row["id"].lower() for row in found}) == len(ids)
+    assert "made up anew: 6 ids that cannot name a file, or came twice; see original_id" in capsys.readouterr().out
     assert run(media, tmp_path / "again.tsv", list_file=tmp_path / "list.tsv") == found
 
 
@@ -457,6 +458,13 @@ def test_what_the_system_cannot_read_is_told_and_tried_again(media, tmp_path, in
     assert len(again) == len(rows) + 2 and {"z.mp4"} == {row["video_path"] for row in again if row not in rows}
 
 
+def test_a_full_disk_names_the_file(tmp_path):
+    cache = inspection_cache.InspectionCache(tmp_path / "kept")
+    with pytest.raises(OSError, match="No space left on device.*kept"), cache:
+        cache._file = open("/dev/full", "a")
+        cache.keep_table("a")
+
+
 class Unstartable:
     def __call__(self, root, name):
         pass
@@ -487,6 +495,10 @@ def test_a_process_that_decodes_starts_without_jax():
         (["--workers=0"], "--workers is 0; it must be 1 or more"),
         (["--stride=0"], "--stride is 0; it must be some seconds"),
         (["--val=0.7", "--test=0.3"], "the shares of validation and test are 0.7 and 0.3"),
+        (["--duration=0.5"], "--duration is 0.5; it must lie in [0.64, 60] seconds, which the networks take"),
+        (["--duration=1e9"], "--duration is 1e+09; it must lie in [0.64, 60]"),
+        (["--min_duration=0.1"], "--min_duration is 0.1; it must lie in [0.64, 60]"),
+        (["--out=."], ". is a folder; name a file, such as clips.tsv"),
         (["--duration=2", "--min_duration=3"], "the shortest clip, 3 s, is longer than a clip, 2 s"),
     ],
 )

@@ -19,9 +19,11 @@ from mmaudio_jax.data.prepare.cache import InspectionCache
 from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.folder import MediaFolder
 from mmaudio_jax.data.table import Row, write_table
+from mmaudio_jax.data.wording import count
 from mmaudio_jax.data.workers import CORES
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file, sha256
+from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION
 
 PLACE = ("video_path", "start_time", "end_time", "caption")
 COLUMNS = ("id", *PLACE, "split", "warnings", "original_video", "original_start_time", "original_end_time", "cut")
@@ -40,6 +42,8 @@ def prepare(
         UserError: the folder or a list cannot be used, `out` is not what an earlier run wrote, or no clip can be used
             (the rejected ones are listed then).
     """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file, such as {out / 'clips.tsv'}")
     rejected_file = out.with_name(f"{out.stem}.rejected.tsv")
     kept = InspectionCache(out.with_name(f"{out.stem}.inspected.jsonl"))
     for file in (list_file, captions_file):
@@ -69,8 +73,10 @@ def prepare(
             read_clips(temporary, folder)  # what is written here is what is read there
             cache.keep_table(sha256(temporary))
     print(_summary(found, choices))
+    if found.renamed:
+        print(f"made up anew: {count(found.renamed, 'id')} that cannot name a file, or came twice; see original_id")
     if list_file and (others := len(media.names) - found.files) > 0:
-        print(f"in no row of the list that can be used: {_count(others, 'file')} of {folder}")
+        print(f"in no row of the list that can be used: {count(others, 'file')} of {folder}")
     if found.rejected:
         print(f"rejected: {_reasons(found)}; they are in {rejected_file}")
     print(f"the table is {out}; next:\n  {_next_command(folder, out, found.rows, choices.lengths)}")
@@ -87,7 +93,7 @@ def _reasons(found: Assembled) -> str:
 
 def _summary(found: Assembled, choices: Choices) -> str:
     """How many sources, clips and hours there are on each side, and what is doubtful, as text."""
-    lines = [f"{_amount(found.rows)}, of {_length(found.milliseconds / 1000)} in {_count(found.files, 'file')}"]
+    lines = [f"{_amount(found.rows)}, of {_length(found.milliseconds / 1000)} in {count(found.files, 'file')}"]
     for side in SIDES:
         rows = [row for row in found.rows if row["split"] == side]
         asked = {"val": choices.val, "test": choices.test}.get(side, 0)
@@ -97,7 +103,7 @@ def _summary(found: Assembled, choices: Choices) -> str:
         elif asked:
             lines.append(f"  {side:5} nothing: there are too few sources to put one aside")
     if found.left_out:
-        lines.append(f"left out: {_count(found.left_out, 'clip')} (--max_per_source)")
+        lines.append(f"left out: {count(found.left_out, 'clip')} (--max_per_source)")
     doubts = collections.Counter(word for row in found.rows for word in filter(None, row["warnings"].split(", ")))
     if doubts:
         lines.append(
@@ -119,17 +125,13 @@ def _sources(rows: Sequence[Row]) -> set[str]:
 
 
 def _amount(rows: Sequence[Row]) -> str:
-    sources = _count(len(_sources(rows)), "source")
-    return f"{_count(len(rows), 'clip')} of {sources}: {_length(sum(map(_seconds, rows)))}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    sources = count(len(_sources(rows)), "source")
+    return f"{count(len(rows), 'clip')} of {sources}: {_length(sum(map(_seconds, rows)))}"
 
 
 def _length(seconds: float) -> str:
     if seconds < 600:
-        return _count(round(seconds), "second")
+        return count(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
@@ -174,6 +176,12 @@ def main() -> None:
     for name in ("max_per_source", "workers"):
         if args.get(name, 1) < 1:
             raise UserError(f"--{name} is {args[name]}; it must be 1 or more")
+    for name in ("duration", "min_duration"):
+        if not MIN_DURATION <= args.get(name, args["duration"]) <= MAX_DURATION:
+            raise UserError(
+                f"--{name} is {args[name]:g}; it must lie in [{MIN_DURATION}, {MAX_DURATION:g}] seconds, which the "
+                "networks take"
+            )
     lengths = [_milliseconds(args.get(name, args["duration"]), name) for name in ("duration", "stride", "min_duration")]
     choices = {name: args.get(name) for name in ("cut", "max_per_source", "val", "test", "seed", "workers")}
     prepare(

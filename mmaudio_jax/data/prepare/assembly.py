@@ -63,6 +63,7 @@ class Assembled:
         milliseconds: that can be used of the files that were looked at.
         files: how many they were.
         left_out: clips beyond `max_per_source`.
+        renamed: ids that were given and could not be taken.
         drawn: whether all sides of the split were drawn, none being told.
     """
 
@@ -71,6 +72,7 @@ class Assembled:
     milliseconds: int = 0
     files: int = 0
     left_out: int = 0
+    renamed: int = 0
     drawn: bool = True
 
     def reject(self, reason: str, detail: str, entry: Entry, name: str = "", span: Span | None = None) -> None:
@@ -237,8 +239,8 @@ def _cut(
 def _meant(entry: Entry, name: str, inspection: Inspection) -> Span:
     """The part of a file that an entry means.
 
-    Of a segment of a video, the file is the whole video if it is called after that alone and is longer by `LONGER`, else
-    the segment.
+    Of a segment of a video, the file is the whole video if it is called after that alone and is longer than the segment
+    by `LONGER`; else it is the segment.
     """
     whole = (0, inspection.end)
     if entry.segment and PurePosixPath(name).stem in (entry.source, f"Y{entry.source}"):
@@ -266,7 +268,9 @@ def _named(clips: Sequence[_Clip], joined: split.Joined, found: Assembled) -> li
             found.reject("double", detail, clip.entry, clip.name, clip.span)
         else:
             original = clip.entry.source or joined.sources[clip.source]
-            named[what] = dataclasses.replace(clip, id=_free_id(clip, taken), original=original)
+            id = _free_id(clip, taken)
+            found.renamed += clip.first and clip.entry.id not in ("", id)
+            named[what] = dataclasses.replace(clip, id=id, original=original)
     return list(named.values())
 
 

@@ -14,7 +14,7 @@ import tqdm
 from mmaudio_jax.data.prepare.inspection import Inspection, inspect
 from mmaudio_jax.data.workers import TIME_LIMIT, NoProcess, read_ahead
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file
+from mmaudio_jax.files import atomic_file, writing
 
 VERSION = 2  # of what `inspect` finds; another is not used
 BYTES_PER_SECOND = 1e6  # of a file, for which its decoder has time beyond `TIME_LIMIT`
@@ -53,7 +53,8 @@ class InspectionCache(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *error) -> None:
-        self._file.close()
+        with writing(self._path):  # what a full disk did not take is tried again
+            self._file.close()
 
     def find(self, name: str, stat: os.stat_result) -> Inspection | None:
         """What was found in a file, if it is still the same."""
@@ -74,8 +75,9 @@ class InspectionCache(contextlib.AbstractContextManager):
         self._write({"table": digest})
 
     def _write(self, entry: dict) -> None:
-        self._file.write(f"{json.dumps(entry, ensure_ascii=False)}\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(f"{json.dumps(entry, ensure_ascii=False)}\n")
+            self._file.flush()
 
 
 def inspect_all(root: Path, names: Sequence[str], cache: InspectionCache, workers: int) -> dict[str, Inspection]:

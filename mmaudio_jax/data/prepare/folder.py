@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from mmaudio_jax.data.table import SAVE_AS_UTF_8
+from mmaudio_jax.data.wording import count
 from mmaudio_jax.errors import UserError
 
 VIDEO = frozenset(".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
@@ -39,11 +40,11 @@ class MediaFolder:
         self.names = sorted(self._walk(""))
         if self._links:
             self.remarks.append(
-                f"{len(self._links)} symbolic link(s) are not followed, the first is {self._links[0]}: "
-                "move the files here, or name the folder where they lie"
+                f"symbolic links are not followed, and here are {len(self._links)}, the first {self._links[0]}: put "
+                "the files here (a hard link, cp -l, takes no room), or name the folder where they lie"
             )
         if self._unnamed:
-            self.remarks.append(f"{self._unnamed} file(s) have names that are not in UTF-8; rename them to use them")
+            self.remarks.append(f"{count(self._unnamed, 'file')} left out whose name is not in UTF-8; rename to use")
         if not self.names:
             hindered = "".join(f"; {remark}" for remark in self.remarks)
             raise UserError(f"no media file is in {root} (looked for {' '.join(sorted(suffixes))}){hindered}")
