@@ -32,6 +32,7 @@ from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
 from mmaudio_jax.data.shard import Records
 from mmaudio_jax.data.table import Row, read_table, write_table
+from mmaudio_jax.data.wording import count
 from mmaudio_jax.data.workers import NoProcess, read_ahead
 from mmaudio_jax.decoding import Media, read_media
 from mmaudio_jax.encoders import Encoders
@@ -131,7 +132,7 @@ def extract(
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     dropped = len({row["id"] for row in old.rows} - {clip.id for clip in clips})
     told += f"; dropped {dropped} that the table no longer has" if dropped else ""
-    print(f"{place} has {len(rows)} clip{'s' * (len(rows) != 1)}: {told}{'' if changed else '; nothing has changed'}")
+    print(f"{place} has {count(len(rows), 'clip')}: {told}{'' if changed else '; nothing has changed'}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(block)} clips could not be used; the reasons are in "
