@@ -89,9 +89,9 @@ class Waiting:
         self.seconds = 0.0
 
     @contextlib.contextmanager
-    def __call__(self, clips: Sequence[Clip], read, workers: int) -> Iterator[Iterator]:
+    def __call__(self, *args, **options) -> Iterator[Iterator]:
         """As of `read_ahead`."""
-        with read_ahead(clips, read, workers) as ahead:
+        with read_ahead(*args, **options) as ahead:
             yield self._counted(ahead)
 
     def _counted(self, ahead: Iterator) -> Iterator:
