@@ -95,11 +95,11 @@ class Waiting:
             yield self._counted(ahead)
 
     def _counted(self, ahead: Iterator) -> Iterator:
-        for given, media in ahead:
-            start = time.perf_counter()
-            media.exception()
+        start = time.perf_counter()
+        for found in ahead:  # as they are done
             self.seconds += time.perf_counter() - start
-            yield given, media
+            yield found
+            start = time.perf_counter()
 
 
 def whole(clips: Sequence[Clip], encoders: Encoders, out: Path, workers: int) -> tuple[float, float]:
