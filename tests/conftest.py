@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from mmaudio_jax.demo.__main__ import BASE
 from mmaudio_jax.demo.stand_ins import save_stand_ins
 
 HERE = Path(__file__).parent / "golden"
+# how long a case takes, the first of which reads all of Unicode, depends on what else the machine does
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 jax.config.update("jax_num_cpu_devices", 8)  # for the tests of sharding; the others use the first
 
 # what one test compiles, another, the suite's other process, and the processes that tests start, need not compile again

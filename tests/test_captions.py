@@ -64,7 +64,7 @@ def test_no_captions():
     assert tokenize([]).shape == (0, CONTEXT_LENGTH)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=[]), max_size=300))
 def test_every_text_has_77_ids(caption):
     (ids,) = tokenize([caption])
@@ -75,7 +75,7 @@ def test_every_text_has_77_ids(caption):
     assert ids[end] == END and (ids[end + 1 :] == 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=50))
 def test_cleaning_lowers_and_joins(caption):
     text = clean(caption)

@@ -45,7 +45,7 @@ def which(batch):
     return (batch["mean"][:, 0, 0] - 1).astype(int).tolist()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**32 - 1),
     start=st.integers(0, 1000),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import relative_error
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import lora_16k
@@ -52,7 +52,6 @@ def test_synthesis(expected, tracked):
         assert relative_error(weights @ tracked.reshape(-1, 4).astype(np.float64), synth) < 1e-5, sigma
 
 
-@settings(deadline=None)
 @given(st.floats(0.01, 0.27), st.integers(2, 10**6))
 def test_an_average_of_what_stands_still_is_that(sigma_rel, step):
     assert 0 < float(ema.one_minus_beta(step, sigma_rel)) <= 1

@@ -56,7 +56,7 @@ def test_the_true_peak_lies_between_samples():
     assert loudness.true_peak(np.zeros(0)) == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 100),
     db=st.floats(-60, 20),

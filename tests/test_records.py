@@ -289,7 +289,7 @@ def test_half_the_conditions_and_all_of_the_latents_are_stored(tmp_path):
     assert sizes["float32"] - sizes["bfloat16"] == full["text_f"].nbytes / 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 99), st.sampled_from(list(DTYPES)), st.sets(st.sampled_from(["video", "text"])), st.integers(1, 32)
 )

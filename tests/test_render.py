@@ -54,7 +54,7 @@ def test_an_impact_is_heard_when_it_is_seen(clips):
         assert ruler.onset_f1(wave, scenes[clip.id]["contacts"]) > 0.85, clip.id
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**31), index=st.integers(0, 10_000))
 def test_a_contact_is_where_the_motion_turns(seed, index):
     scene = make_scene(seed, index, MATERIALS, 8.0)

@@ -24,7 +24,7 @@ def record(number: int, size: int) -> bytes:
     return np.random.default_rng(number).bytes(size)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(sizes=st.lists(st.sampled_from(EDGES) | st.integers(1, 3 * BODY), min_size=1, max_size=30))
 def test_a_record_is_what_array_record_wrote(tmp_path_factory, sizes):
     path = tmp_path_factory.mktemp("shard") / "records"

@@ -8,7 +8,7 @@ from mmaudio_jax.data.table import read_table, write_table
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=5))
 def test_any_string_is_read_as_it_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "table.tsv"

@@ -16,7 +16,7 @@ from torch_zip import Call, Global, Storage, Tensor
 from convert import checkpoint_file, state_dict_pickle
 from mmaudio_jax.errors import UserError
 
-anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+anywhere = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 FLOATS = np.arange(6, dtype=np.float32)
 
 
@@ -266,7 +266,7 @@ def test_refuses_other_archives(path):
     refused(torch_zip.write_archive(path, pickled, storages, compression=zipfile.ZIP_DEFLATED), "compressed")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_damage_in_the_pickle_never_surprises(data):
     """Whatever the bytes, the pickle is read or refused; no other error and no long work."""
