@@ -152,6 +152,7 @@ class _Recordings:
         compared = {STORED: encode.audio, LATE: encode.audio, SEEN: encode.frames, MOTION: encode.motion}
         self._checks = {name: fault(name) if by else left_out(name, NEEDS_WEIGHTS) for name, by in compared.items()}
         self._checks = {FILES: fault(FILES), BEGIN: warning(BEGIN)} | self._checks | {LOW: warning(LOW)}
+        self._stored: dict[int, Mapping[str, np.ndarray] | None] = {}  # of the examples whose videos are being read
         self._levels: list[float] = []
         self._starts: list[float] = []
         self._motion: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # stored and seen, of an example's first segment
@@ -162,7 +163,7 @@ class _Recordings:
 
     def wanted(self, index: int) -> _Wanted:
         """What is to be read for an example."""
-        arrays = self._arrays(index)
+        arrays = self._stored[index] = self._arrays(index)
         length, rate = lengths(self._duration, self._mode), self._mode.sample_rate
         samples = (len(_full_frames(arrays)) if arrays else length.latent) * length.samples // length.latent
         picture = bool((self._encode.frames or self._encode.motion) and arrays and "clip_f" in arrays)
@@ -171,14 +172,13 @@ class _Recordings:
 
     def add(self, wanted: _Wanted, found: "Future[_Recording]") -> None:
         """Takes in what was read."""
-        index, error = wanted.index, found.exception()
+        index, error, arrays = wanted.index, found.exception(), self._stored.pop(wanted.index)
         if isinstance(error, NoProcess):
             raise error
         if error:
             self._add(FILES, index, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             return
         info, audio, frames = found.result()
-        arrays = self._arrays(index)
         if frames is not None and self._encode.frames:
             self._compare_pictures(index, arrays["clip_f"], frames[0][:1])
         if frames is not None and self._encode.motion:
