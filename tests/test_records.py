@@ -302,6 +302,62 @@ def test_a_record_is_what_was_packed_and_packs_to_the_same_bytes(seed, dtype, la
     assert part.pack(found, dtype) == packed
 
 
+def of_other_tools(record: bytes) -> bytes:
+    """The record as another writer may order its header."""
+    begin = 8 + int.from_bytes(record[:8], "little")
+    header = json.dumps(dict(reversed(json.loads(record[8:begin]).items())), separators=(",", ":"))
+    return record[:8] + header.encode().ljust(begin - 8) + record[begin:]
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(list(DTYPES)),
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 32), st.booleans()), min_size=1, max_size=6),
+)
+def test_an_example_is_the_same_read_to_its_place_in_a_batch(tmp_path_factory, dtype, kinds):
+    path = tmp_path_factory.mktemp("features") / "set"
+    with FeatureWriter(path, "16k", 1.0, SHAPES, dtype=dtype) as writer:
+        for i, (video, text, latents, of_others) in enumerate(kinds):
+            lost = [*([] if video else ["clip_f", "sync_f"]), *([] if text else ["text_f"])]
+            with pytest.MonkeyPatch.context() as patch:
+                if of_others:
+                    patch.setattr(
+                        part, "pack", lambda arrays, dtype, pack=part.pack: of_other_tools(pack(arrays, dtype))
+                    )
+                example = without(arrays(i), *lost) | {"latents": np.int32(latents)}
+                writer.append({"id": str(i), "caption": "a" if text else ""}, example)
+    features = open_features(path)
+    examples = list(features)
+    batch = {name: np.full_like([value] * len(kinds), 7) for name, value in examples[0].items()}
+    for i in reversed(range(len(kinds))):
+        features.read_into(i - len(kinds), batch, i)
+    for i, example in enumerate(examples):
+        for name, value in example.items():
+            assert batch[name][i].tobytes() == value.tobytes() and batch[name].dtype == value.dtype, name
+
+
+def test_a_whole_set_is_read_to_its_places_without_parsing_a_record(written, monkeypatch):
+    features = open_features(written)
+    expected = [features[i] for i in range(3)]
+    monkeypatch.setattr(part, "unpack", None)
+    batch = {name: np.full_like([value] * 3, 7) for name, value in expected[0].items()}
+    for i in range(3):
+        features.read_into(i, batch, i)
+    for name, found in batch.items():
+        np.testing.assert_array_equal(found, [example[name] for example in expected])
+
+
+def test_latents_that_no_example_has_are_told_in_a_batch_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmaudio_jax.data.part.check_arrays", lambda *_: None)
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES) as writer:
+        writer.append({"id": "good"}, arrays(0))
+        writer.append({"id": "bad"}, arrays(1) | {"latents": np.int32(33)})
+    features = open_features(tmp_path / "set")
+    batch = {name: np.zeros_like([value]) for name, value in features[0].items()}
+    with pytest.raises(UserError, match=r"\(id 'bad'\): latents is int32 33, not an int32 from 1 to 32"):
+        features.read_into(1, batch, 0)
+
+
 @given(st.binary(max_size=200))
 def test_whatever_the_bytes_they_are_a_record_or_damaged(raw):
     with contextlib.suppress(ValueError):

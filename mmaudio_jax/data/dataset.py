@@ -12,17 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mmaudio_jax.data.example import Example, FeatureSet
+from mmaudio_jax.data.example import Batch, Example, FeatureSet
 from mmaudio_jax.data.memory import Memory
 from mmaudio_jax.data.split import told_sides
-from mmaudio_jax.data.workers import live_with_parent
+from mmaudio_jax.data.workers import CORES, live_with_parent
 from mmaudio_jax.errors import UserError
 
-READ_THREADS = 4  # each an equal share of a batch
+READ_THREADS = min(4, CORES)  # each an equal share of a batch
 BATCHES_AHEAD = 2
 WORKER_BUFFER = 4  # examples a worker holds ready in shared memory
-
-Batch = dict[str, np.ndarray]
 
 
 def split(features: FeatureSet, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +84,18 @@ class _Read:
         self._local_size, self._index, self._count = local_size, index, count
 
     def __call__(self, i: int) -> Example:
-        batch, within = divmod(int(i), self._local_size)
-        position = (batch * self._count + self._index) * self._local_size + within
+        position = self._position(i)
         return self._features[int(self._rows[position])] | {"position": np.int64(position)}
+
+    def into(self, i: int, batch: Batch, place: int) -> None:
+        """Reads it to its place in a batch."""
+        position = self._position(i)
+        self._features.read_into(int(self._rows[position]), batch, place)
+        batch["position"][place] = position
+
+    def _position(self, i: int) -> int:
+        batch, within = divmod(int(i), self._local_size)
+        return (batch * self._count + self._index) * self._local_size + within
 
 
 class _ReadBatch:
@@ -102,20 +109,15 @@ class _ReadBatch:
 
     def __call__(self, k: int) -> Batch:
         start = int(k) * self._size
-        example = self._read(start)
+        example = self._read(start)  # the shapes and types of all
         batch = {name: self._memory.empty((self._size, *v.shape), v.dtype) for name, v in example.items()}
 
-        def place(i: int, example: Example) -> None:
-            for name, value in example.items():
-                batch[name][i] = value
-
-        def place_some(first: int) -> None:
+        def read_some(first: int) -> None:
             for i in range(first, self._size, READ_THREADS):
-                place(i, self._read(start + i))
+                self._read.into(start + i, batch, i)
 
-        place(0, example)
         with ThreadPoolExecutor(READ_THREADS) as pool:
-            for _ in pool.map(place_some, range(1, READ_THREADS + 1)):
+            for _ in pool.map(read_some, range(READ_THREADS)):
                 pass
         return batch
 

@@ -30,6 +30,9 @@ Example = dict[str, np.ndarray]
 """mean, std (n, z) float32; clip_f (c, ·), sync_f (s, ·), text_f (t, ·) of the set's dtype; has_video, has_text bool;
 latents int32: how many of the n latent frames are the clip's own, before the padding."""
 
+Batch = dict[str, np.ndarray]
+"""Examples stacked along a first axis."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
@@ -149,6 +152,11 @@ class FeatureSet(abc.ABC):
         Raises:
             UserError: it cannot be read, or its arrays are not those of the set (names set, row, id and array).
         """
+
+    def read_into(self, index: int, batch: Batch, place: int) -> None:
+        """Reads the example to its place in a batch, as of `__getitem__`; several threads may read at once."""
+        for name, value in self[index].items():
+            batch[name][place] = value
 
     @abc.abstractmethod
     def check_example(self, index: int) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmaudio_jax.data.example import Example, FeatureSet, Metadata, StoredFeatures, widened
+from mmaudio_jax.data.example import Batch, Example, FeatureSet, Metadata, StoredFeatures, widened
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.errors import UserError
 
@@ -92,6 +92,14 @@ class Mixture(FeatureSet):
         if self.sets[place].metadata.dtype != self.metadata.dtype:
             example = widened(example)
         return example | {"set": np.int32(place)}
+
+    def read_into(self, index: int, batch: Batch, place: int) -> None:
+        """As of its set."""
+        which, within = self.locate(range(len(self))[index])
+        if self.sets[which].metadata.dtype != self.metadata.dtype:
+            return super().read_into(index, batch, place)
+        self.sets[which].read_into(within, batch, place)
+        batch["set"][place] = which
 
     def check_example(self, index: int) -> None:
         """As of its set."""

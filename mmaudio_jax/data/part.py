@@ -10,6 +10,7 @@ part-00000-of-00002/
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import UInt8
 
-from mmaudio_jax.data.example import CONDITIONS, DTYPES, Metadata, check_arrays, example_shapes
+from mmaudio_jax.data.example import CONDITIONS, DTYPES, VIDEO, Metadata, check_arrays, example_shapes
 from mmaudio_jax.data.table import Row, read_table, write_table
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import sha256
@@ -70,7 +71,7 @@ def unpack(record: bytes | UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """
     try:
         data = memoryview(record)
-        begin = 8 + int.from_bytes(data[:8], "little")
+        begin = _begin(data)
         header = json.loads(data[8:begin].tobytes())
         arrays, data = {}, data[begin:]
         for name, about in header.items():
@@ -79,6 +80,38 @@ def unpack(record: bytes | UInt8[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"its record holds no arrays ({type(error).__name__}: {error})") from None
     return arrays
+
+
+class Layout(NamedTuple):
+    """What all records have in common whose examples have the same conditions.
+
+    Attributes:
+        header: the bytes that they begin with.
+        names: of the arrays that follow, in order.
+        size: of the record, in bytes.
+    """
+
+    header: bytes
+    names: tuple[str, ...]
+    size: int
+
+
+def layouts(metadata: Metadata) -> list[Layout]:
+    """The layouts of a set: with video or not, with text or not."""
+    found = []
+    for video, text in itertools.product((True, False), repeat=2):
+        names = ["mean", "std", *VIDEO * video, *["text_f"] * text]
+        arrays = {name: np.zeros(metadata.shapes[name], np.float32) for name in names}
+        record = pack(arrays | {"latents": np.int32(0)}, metadata.dtype)
+        header = record[: _begin(record)]
+        offsets = {name: about["data_offsets"] for name, about in json.loads(header[8:]).items()}
+        found.append(Layout(header, tuple(sorted(offsets, key=offsets.get)), len(record)))
+    return found
+
+
+def _begin(record: bytes | memoryview) -> int:
+    """Where the arrays of a record begin."""
+    return 8 + int.from_bytes(record[:8], "little")
 
 
 @dataclasses.dataclass(frozen=True)

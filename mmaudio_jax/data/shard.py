@@ -8,11 +8,13 @@ the hash counts, and what `PartWriter` writes, one record a chunk and not compre
 - the last block tells where the footer is, a chunk that tells where the others begin and how long their records are.
 """
 
+import bisect
 import functools
 import itertools
 import os
+import struct
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,9 @@ BODY = BLOCK - BLOCK_HEADER
 OF_RECORDS, UNCOMPRESSED = ord("r"), 0  # of a chunk
 PIECES = 1000  # of memory that one call of the system fills, at most
 IN_HAND = 16  # records, about as many as are being read at a time
-ALIGNMENT = 16  # of a record in memory, which is what the system gives
 
+Bytes = bytearray | memoryview
+"""Memory to read into, byte by byte."""
 
 State = tuple[int, int, int]
 """Which file it is, by inode, size in bytes and time of change in nanoseconds."""
@@ -43,7 +46,7 @@ class Records:
             shards: (file, how many records it has).
         """
         self._files = [file for file, _ in shards]
-        self._ends = np.cumsum([count for _, count in shards])
+        self._ends = list(itertools.accumulate(count for _, count in shards))
         self._states = [_state(file.stat()) if file.exists() else None for file in self._files]
 
     def file(self, index: int) -> Path:
@@ -56,23 +59,36 @@ class Records:
         Raises:
             ValueError: it cannot be read.
         """
-        return self._read(index, _open)
+        return self._ask(index, _open, lambda shard, i: shard.read(i))
+
+    def size(self, index: int) -> int:
+        """How many bytes a record has; errors as of reading it."""
+        return self._ask(index, _open, lambda shard, i: shard.size(i))
+
+    def read_into(self, index: int, memory: Sequence[Bytes]) -> None:
+        """Reads one record into pieces of memory, one after another; together they are as large as it.
+
+        Raises:
+            ValueError: it cannot be read, or has another size; the memory may hold anything then.
+        """
+        self._ask(index, _open, lambda shard, i: shard.read_into(i, memory))
 
     def guarded(self, index: int) -> bytes:
         """One record, compared with the hash that its file keeps of it; errors as of reading it."""
-        return self._read(index, _open_guarded)
+        return self._ask(index, _open_guarded, lambda shard, i: shard.read([i])[0])
 
-    def _read(self, index: int, opened: Callable):
+    def _ask(self, index: int, opened: Callable, question: Callable):
+        """What the file of a record answers, asked for the record's place in it."""
         shard = self._shard(index)
-        first = int(self._ends[shard - 1]) if shard else 0
+        first = self._ends[shard - 1] if shard else 0
         try:
-            return opened(self._files[shard], self._states[shard]).read([index - first])[0]
+            return question(opened(self._files[shard], self._states[shard]), index - first)
         except (OSError, OverflowError, RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"its record in {self._files[shard].name} cannot be read ({reason})") from None
 
     def _shard(self, index: int) -> int:
-        return int(np.searchsorted(self._ends, index, side="right"))
+        return bisect.bisect_right(self._ends, index)
 
 
 def _state(about: os.stat_result) -> State:
@@ -115,17 +131,25 @@ class _Shard:
             raise ValueError("its footer is damaged")
         self._begins, self._sizes = table[:, 1], table[:, 3]
 
-    def read(self, indices: Sequence[int]) -> list[UInt8[np.ndarray, " n"]]:
-        """The records; a ValueError if there is something else in their place."""
-        return [self._record(_without_headers(int(self._begins[i])), int(self._sizes[i])) for i in indices]
+    def size(self, index: int) -> int:
+        """How many bytes a record has."""
+        return int(self._sizes[index])
 
-    def _record(self, begin: int, size: int) -> UInt8[np.ndarray, " n"]:
-        before = CHUNK_HEADER + 2 + -(-size.bit_length() // 7)  # header, kind, how long the length is, the length
-        chunk = self._read(begin, before + size, aligned=before)
-        _, length, _, kind, decoded = chunk[:CHUNK_HEADER].view("<u8").tolist()
-        if (length, kind, decoded) != (before - CHUNK_HEADER + size, 1 << 8 | OF_RECORDS, size):
+    def read(self, index: int) -> UInt8[np.ndarray, " n"]:
+        """A record, aligned in memory; a ValueError if there is something else in its place."""
+        found = self._memory.empty((self.size(index),), np.uint8)
+        self.read_into(index, [memoryview(found)])
+        return found
+
+    def read_into(self, index: int, memory: Sequence[Bytes]) -> None:
+        """Reads a record into memory; errors as of `read`, or if the memory is not as large as the record."""
+        size = sum(map(len, memory))
+        before = 2 + -(-size.bit_length() // 7)  # kind, how long the length is, the length; then comes the record
+        head = bytearray(CHUNK_HEADER + before)
+        self._fill(_without_headers(int(self._begins[index])), [head, *memory])
+        _, length, _, kind, decoded = struct.unpack("<5Q", head[:CHUNK_HEADER])
+        if (length, kind, decoded) != (before + size, 1 << 8 | OF_RECORDS, size):
             raise ValueError("something else is in its place")
-        return chunk[before:]
 
     def _chunk(self, begin: int) -> tuple[Int[np.ndarray, " r"], UInt8[np.ndarray, " n"]]:
         """How long the records of a chunk are, and the records."""
@@ -137,19 +161,27 @@ class _Shard:
         last = first + int(_varints(data[1:first])[0])
         return _varints(data[first:last]), data[last:]
 
-    def _read(self, begin: int, size: int, aligned: int = 0) -> UInt8[np.ndarray, " n"]:
-        """Bytes of the file; the one at `aligned` lies aligned in memory."""
-        found = self._memory.empty((ALIGNMENT + size,), np.uint8)[-aligned % ALIGNMENT :][:size]
-        view, header = memoryview(found), bytearray(BLOCK_HEADER)
-        cuts = [0, *range(BODY - begin % BODY, size, BODY), size]
-        pieces = [piece for first, last in itertools.pairwise(cuts) for piece in (header, view[first:last])][1:]
+    def _read(self, begin: int, size: int) -> UInt8[np.ndarray, " n"]:
+        """Bytes of the file."""
+        found = np.empty(size, np.uint8)
+        self._fill(begin, [memoryview(found)])
+        return found
+
+    def _fill(self, begin: int, memory: Iterable[Bytes]) -> None:
+        """Fills pieces of memory, one after another, with the file's bytes from a place on."""
+        pieces, header, left = [], bytearray(BLOCK_HEADER), BODY - begin % BODY
+        for piece in map(memoryview, memory):
+            while len(piece) > left:
+                pieces += [piece[:left], header]
+                piece, left = piece[left:], BODY
+            pieces.append(piece)
+            left -= len(piece)
         place = begin // BODY * BLOCK + BLOCK_HEADER + begin % BODY
         for i in range(0, len(pieces), PIECES):
             wanted = sum(map(len, pieces[i : i + PIECES]))
             if os.preadv(self._file.fileno(), pieces[i : i + PIECES], place) != wanted:
                 raise ValueError("the file ends before it")
             place += wanted
-        return found
 
 
 def _without_headers(place: int) -> int:
