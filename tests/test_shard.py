@@ -88,6 +88,14 @@ def test_memory_is_used_again_when_nobody_holds_a_view_of_it():
     assert memory.empty((32,), np.int32).ctypes.data == place
 
 
+def test_the_memory_of_a_record_is_used_again_for_those_of_other_files(tmp_path):
+    for k in range(2):
+        write(tmp_path / str(k), [record(k, 54_321)])
+    records = Records([(tmp_path / str(k), 1) for k in range(2)])
+    place = records[0].ctypes.data
+    assert records[1].ctypes.data == place
+
+
 def test_a_file_that_another_has_taken_the_place_of_is_not_read(tmp_path):
     for k in range(2):
         write(tmp_path / str(k), [record(10 * k + i, 50) for i in range(3)])

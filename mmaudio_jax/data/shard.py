@@ -27,7 +27,7 @@ BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
 BODY = BLOCK - BLOCK_HEADER
 OF_RECORDS, UNCOMPRESSED = ord("r"), 0  # of a chunk
 PIECES = 1000  # of memory that one call of the system fills, at most
-IN_HAND = 16  # records, about as many as are being read at a time
+MEMORY = Memory(16)  # for records of any file: about as many as are being read at a time
 
 Bytes = bytearray | memoryview
 """Memory to read into, byte by byte."""
@@ -97,7 +97,7 @@ def _state(about: os.stat_result) -> State:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _open(file: Path, state: State | None) -> "_Shard":
-    return _Shard(file, state, Memory(IN_HAND))
+    return _Shard(file, state)
 
 
 @functools.lru_cache(maxsize=1)  # who compares with hashes goes through a set once
@@ -118,8 +118,8 @@ def _check_state(about: os.stat_result, state: State | None) -> None:
 class _Shard:
     """One file, open for reading, and where its records are."""
 
-    def __init__(self, path: Path, state: State | None, memory: Memory):
-        self._file, self._memory = open(path, "rb", buffering=0), memory
+    def __init__(self, path: Path, state: State | None):
+        self._file = open(path, "rb", buffering=0)
         weakref.finalize(self, self._file.close)  # when it has left the cache, and nobody reads
         about = os.fstat(self._file.fileno())
         _check_state(about, state)
@@ -137,7 +137,7 @@ class _Shard:
 
     def read(self, index: int) -> UInt8[np.ndarray, " n"]:
         """A record, aligned in memory; a ValueError if there is something else in its place."""
-        found = self._memory.empty((self.size(index),), np.uint8)
+        found = MEMORY.empty((self.size(index),), np.uint8)
         self.read_into(index, [memoryview(found)])
         return found
 
