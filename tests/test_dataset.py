@@ -105,6 +105,15 @@ def test_a_batch_may_be_larger_than_the_set(features):
     assert batch["latents"].tolist() == [SHAPES["mean"][0]] * 3 and batch["latents"].dtype == np.int32
 
 
+def test_each_example_is_read_once_but_the_first_whose_shapes_are_those_of_all(features, monkeypatch):
+    opened, found = open_features(features.path), []
+    for name in ("read_stored", "read_into"):
+        read = getattr(opened, name)
+        monkeypatch.setattr(opened, name, lambda i, *place, read=read: found.append(i) or read(i, *place))
+    list(validation_batches(opened, range(COUNT), batch_size=1))
+    assert found == [0, *range(COUNT)]
+
+
 def damage(features, folder, what):
     """A copy of the set in whose record of example 7 one bit is another, `what` bytes from its values."""
     records = shutil.copytree(features.path, folder) / FIRST_SHARD

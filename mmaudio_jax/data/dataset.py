@@ -106,11 +106,14 @@ class _ReadBatch:
     def __init__(self, read: _Read, size: int):
         self._read, self._size = read, size
         self._memory = Memory(BATCHES_AHEAD)
+        self._arrays: dict[str, tuple[tuple[int, ...], np.dtype]] = {}  # {array: (shape, type)} of every batch
 
     def __call__(self, k: int) -> Batch:
         start = int(k) * self._size
-        example = self._read(start)  # the shapes and types of all
-        batch = {name: self._memory.empty((self._size, *v.shape), v.dtype) for name, v in example.items()}
+        if not self._arrays:
+            example = self._read(start)
+            self._arrays = {name: ((self._size, *value.shape), value.dtype) for name, value in example.items()}
+        batch = {name: self._memory.empty(shape, dtype) for name, (shape, dtype) in self._arrays.items()}
 
         def read_some(first: int) -> None:
             for i in range(first, self._size, READ_THREADS):
