@@ -347,6 +347,15 @@ def test_a_whole_set_is_read_to_its_places_without_parsing_a_record(written, mon
         np.testing.assert_array_equal(found, [example[name] for example in expected])
 
 
+def test_a_batch_may_lie_in_memory_as_it_likes(written):
+    features = open_features(written)
+    example = features[0]
+    batch = {name: np.full((2, *value.shape), 7, value.dtype, order="F") for name, value in example.items()}
+    features.read_into(0, batch, 1)
+    for name, value in example.items():
+        np.testing.assert_array_equal(batch[name][1], value)
+
+
 def test_latents_that_no_example_has_are_told_in_a_batch_too(tmp_path, monkeypatch):
     monkeypatch.setattr("mmaudio_jax.data.part.check_arrays", lambda *_: None)
     with FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES) as writer:

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +34,22 @@ def test_a_record_is_what_array_record_wrote(tmp_path_factory, sizes):
     for i, size in enumerate(sizes):
         assert found[i].tobytes() == found.guarded(i) == record(i, size)
         assert found[i].ctypes.data % 16 == 0  # numbers are read where they lie
+
+
+@settings(max_examples=30)
+@given(size=st.sampled_from(EDGES), first=st.integers(1, BODY), cuts=st.lists(st.integers(0, 5 * BODY), max_size=5))
+def test_a_record_is_read_into_pieces_of_memory_wherever_they_end(tmp_path_factory, size, first, cuts):
+    path = tmp_path_factory.mktemp("shard") / "records"
+    write(path, [record(0, first), record(1, size)])
+    records = Records([(path, 2)])
+    assert records.size(1) == size
+    ends = sorted(min(cut, size) for cut in cuts)
+    memory = [bytearray(last - first) for first, last in itertools.pairwise([0, *ends, size])]
+    records.read_into(1, memory)
+    assert b"".join(memory) == record(1, size)
+    for other in (memory[:-1] + [bytearray(len(memory[-1]) + 1)], [bytearray(size - 1)]):
+        with pytest.raises(ValueError, match="cannot be read"):
+            records.read_into(1, other)
 
 
 def test_a_record_may_have_more_pieces_than_the_system_takes_at_once(tmp_path):

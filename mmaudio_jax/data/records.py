@@ -211,7 +211,8 @@ class RecordFeatures(StoredFeatures):
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    """Of an array's own memory; a ValueError if they do not lie one after another."""
+    return memoryview(array.reshape(-1, copy=False).view(np.uint8))
 
 
 def _open_parts(path: Path) -> list[Part]:
