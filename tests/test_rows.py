@@ -74,6 +74,22 @@ def test_a_table_of_clips_is_one_of_rows(folder):
     assert two.request.duration == 8 and warnings == [f"{folder}/rows.tsv: columns that are not used: title"]
 
 
+def test_clips_of_sound_alone_are_made_for_their_words(folder):
+    clip = {
+        "id": "one",
+        "video_path": "x/sound.WAV",
+        "start_time": 1,
+        "end_time": 4,
+        "caption": "hail",
+        "cut": "regular",
+    }
+    warnings = []
+    one, two, three = read(folder, clip, clip | {"id": ""}, clip | {"caption": ""}, warn=warnings.append)
+    assert one.request == Request(**DEFAULTS | dict(prompt="hail", duration=3.0, made=3.2)) and two.id == "sound"
+    assert three.request.video == folder / "x/sound.WAV"  # which has no picture, as the decoder will say
+    assert warnings == [f"{folder}/rows.tsv: 2 rows of sound without a picture: made for the words alone"]
+
+
 @pytest.mark.parametrize(
     ("record", "fault"),
     [

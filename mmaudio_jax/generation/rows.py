@@ -8,6 +8,7 @@ from typing import Any
 
 from mmaudio_jax.data.prepare.folder import AUDIO, IMAGE, VIDEO, MediaFolder
 from mmaudio_jax.data.prepare.lists import Entry, clean, read_list, read_records
+from mmaudio_jax.data.wording import count
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.generation.names import words
 from mmaudio_jax.request import Request, parse_adapters
@@ -81,7 +82,8 @@ def rows_of_table(path: Path, root: Path | None, defaults: Fields, warn: Warn) -
         path: of the table.
         root: the folder that its paths start from, which holds them all; by default that of the table.
         defaults: of the requests. A row with `end_time` lasts no longer than they do.
-        warn: is told of columns that are not known.
+        warn: is told of columns that are not known, and of rows whose file is sound alone, which are made for their
+            words.
 
     Raises:
         UserError: the file is no such table, or has two columns for one thing.
@@ -96,12 +98,18 @@ def rows_of_table(path: Path, root: Path | None, defaults: Fields, warn: Warn) -
     for name, column in chosen.items():
         if double := [other for other, its in chosen.items() if other != name and its.field == column.field]:
             raise UserError(f"{path} has the columns {name} and {double[0]}, which say the same; keep one of them")
-    if unknown := [name for name in header if name not in COLUMNS]:
+    if unknown := [name for name in header if name not in (*COLUMNS, *OF_CLIPS)]:
         warn(f"{path}: columns that are not used: {', '.join(unknown)}")
     if not records:
         raise UserError(f"{path} has no rows")
     root = root or path.parent
-    return [_of_record(f"{path} row {line}", record, chosen, root, defaults) for line, record in records]
+    found = [_of_record(f"{path} row {line}", record, chosen, root, defaults) for line, record in records]
+    video = next((name for name, column in chosen.items() if column.field == "video"), "")
+    if heard := sum(
+        row.request is not None and not row.request.video and bool(row.columns.get(video)) for row in found
+    ):
+        warn(f"{path}: {count(heard, 'row')} of sound without a picture: made for the words alone")
+    return found
 
 
 def rows_of_list(path: Path, root: Path | None, defaults: Fields, warn: Warn) -> list[Row]:
@@ -161,6 +169,7 @@ COLUMNS = {
     "video_strength": Column("video_strength", float),
     "adapter": Column("adapters", parse_adapters),
 }
+OF_CLIPS = ("split", "warnings", "original_video", "original_start_time", "original_end_time", "cut")  # of prepare
 NUMBERS = {float: "a number", _whole: "a whole number"}
 
 
@@ -181,6 +190,9 @@ def _of_record(where: str, record: Mapping[str, Any], columns: Mapping[str, Colu
                 given[name] = _within(root, given[name])
         if (end := given.pop("end", None)) is not None:
             _end(given, end, defaults["duration"])
+        if _is_sound(given.get("video")) and "prompt" in given:
+            id = id or given["video"].stem
+            given = {name: value for name, value in given.items() if name not in ("video", "start")}
     except UserError as error:
         return Row(where, id, None, str(error), _as_text(texts))
     return _row(where, id, {**defaults, **given}, texts)
@@ -238,12 +250,16 @@ def _of_entry(where: str, entry: Entry, folder: MediaFolder | None, defaults: Fi
         except LookupError as error:
             return Row(where, id, None, str(error.args[0]), columns)
         given["video"] = folder.root / name
-        if name.lower().endswith(tuple(AUDIO)):
+        if _is_sound(folder.root / name):
             return Row(where, id, None, f"{given['video']}: sound without a picture", columns)
         if entry.span:
             start, end = (time / 1000 for time in entry.span)
             given |= {"start": start, **_lasting(min(end - start, defaults["duration"]))}
     return _row(where, id, {**defaults, **given}, columns)
+
+
+def _is_sound(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() in AUDIO
 
 
 def _row(where: str, id: str, fields: Fields, columns: Mapping[str, str | None]) -> Row:
