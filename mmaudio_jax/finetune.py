@@ -6,14 +6,11 @@ with the adapter. Stopped or killed, the same command goes on.
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import importlib
 import json
 import re
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +18,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from mmaudio_jax import errors, weights
+from mmaudio_jax import commands, errors, weights
 from mmaudio_jax.data import media, part
 from mmaudio_jax.data.clips import clips_of
 from mmaudio_jax.data.example import StoredFeatures, source_of
@@ -41,7 +38,6 @@ EVERY, WARMUP, STEPS = 300, 200, 3000
 OWN = {"model": "--model", "weights": "--weights", "data": "--out", "num_steps": "--steps"}  # keys that this sets
 SOUND_COLUMNS = ("id", "video_path", "start_time", "end_time", "caption")
 TRAINED_COLUMNS = (*SOUND_COLUMNS, "split")  # what of a clip a run is trained on
-GRACE = 10.0  # seconds in which a command that the terminal's Ctrl-C has reached as well ends by itself
 
 
 class Model(NamedTuple):
@@ -88,53 +84,7 @@ class Folder:
             return {}
 
 
-# Commands
-
-
-def show(command: Sequence[str]) -> None:
-    """Prints a command as a user types it."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-
-
-def run(command: Sequence[str]) -> int:
-    """Shows a command and runs it with this interpreter; SIGINT and SIGTERM end it and this program.
-
-    Returns:
-        Its exit code; where a signal ended it, 128 and the signal's number.
-    """
-    show(command)
-    told = False
-    process = subprocess.Popen([sys.executable, *command])
-
-    def hand_on(*_) -> None:
-        nonlocal told
-        told = True
-        process.terminate()
-
-    before = signal.signal(signal.SIGTERM, hand_on)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        if process.poll() is None:  # the signal has come to this process alone
-            process.send_signal(signal.SIGINT)
-            process.wait()
-        sys.exit(128 + signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if code < 0:
-        print(f"the command above was ended by {signal.Signals(-code).name}", file=sys.stderr)
-        code = 128 - code
-    if told:
-        sys.exit(code or 128 + signal.SIGTERM)
-    return code
-
-
-def must(command: Sequence[str]) -> None:
-    """Runs a command, which has said what is wrong if this program ends with its exit code."""
-    if code := run(command):
-        sys.exit(code)
+# The steps' commands
 
 
 def once(folder: Folder, command: Sequence[str], results: Sequence[Path], inputs: Sequence[Path]) -> int:
@@ -153,13 +103,13 @@ def once(folder: Folder, command: Sequence[str], results: Sequence[Path], inputs
     made_of = hashlib.sha256(json.dumps([list(command), digests]).encode()).hexdigest()
     name = str(results[0].relative_to(folder.path))
     if folder.made_of(name) == made_of and all(path.is_file() for path in results):
-        show(command)
+        commands.show(command)
         print("done before")
         return 0
     folder.note(name, "")  # what a failure leaves is of nothing
     for path in results:
         path.unlink(missing_ok=True)
-    code = run(command)
+    code = commands.run(command)
     if code == 0:
         folder.note(name, made_of)
     return code
@@ -200,6 +150,18 @@ def check_weights(root: Path, model: str) -> None:
         )
     for name, network in networks.items():
         weights.read_config(root / name, network)
+
+
+def check_features(args: argparse.Namespace, folder: Folder) -> None:
+    """Raises a UserError if the features that are there are of another mode or duration than is asked for."""
+    try:
+        made = open_features(folder.features).metadata
+    except UserError:  # there are none yet, or the extraction says what is wrong with them
+        return
+    then, now = (made.mode, made.duration), (MODELS[args.model].mode, args.duration)
+    if then != now:
+        said, asked = (f"{duration:g} s at {mode}" for mode, duration in (then, now))
+        raise UserError(f"{folder.features} has clips of {said}, not {asked}; choose another --out")
 
 
 def read_settings(words: Sequence[str], config: str) -> dict[str, str]:
@@ -250,7 +212,7 @@ def prepare(args: argparse.Namespace, folder: Folder) -> Table:
     command += ["--list", str(args.list)] if args.list else []
     command += ["--duration", f"{args.duration:g}", "--min_duration", f"{args.min_duration:g}"]
     command += ["--stride", f"{args.stride:g}"] if args.stride is not None else []
-    must([*command, "--val", f"{args.val:g}"])
+    commands.must([*command, "--val", f"{args.val:g}"])
     table = read_table(folder.clips)
     if not {"train", "val"} <= {row["split"] for row in table.rows}:
         sources = len({source_of(row) for row in table.rows})
@@ -269,7 +231,7 @@ def extract(args: argparse.Namespace, folder: Folder, table: Table) -> StoredFea
     command += ["--mode", mode, "--duration", f"{args.duration:g}"]
     if any(float(row["end_time"]) - float(row["start_time"]) < args.duration - 1e-6 for row in table.rows):
         command += ["--short", "pad"]
-    code = run(command)
+    code = commands.run(command)
     if code not in (0, 1):
         sys.exit(code)
     if code == 1 and not folder.features.is_dir():
@@ -333,7 +295,7 @@ def listen(args: argparse.Namespace, folder: Folder, ids: Sequence[str], adapter
     command = ["sample.py", "--weights", str(args.weights), "--model", args.model]
     command += ["--adapter", str(adapter)] if adapter else []
     command += ["--rows", str(folder.sounds), "--root", str(args.folder), "--duration", f"{args.duration:g}"]
-    must([*command, "--out", str(out)])
+    commands.must([*command, "--out", str(out)])
 
 
 def train(args: argparse.Namespace, folder: Folder, features: StoredFeatures, settings: Mapping[str, str]) -> None:
@@ -343,7 +305,7 @@ def train(args: argparse.Namespace, folder: Folder, features: StoredFeatures, se
     values = {"model": args.model, "weights": args.weights, "data": folder.features, **schedule(args.steps), **settings}
     flags = [f"--config.{key}={value}" for key, value in values.items()]
     config = f"configs/{MODELS[args.model].config}.py:{size}"
-    must(["train.py", "--config", config, "--workdir", str(folder.run), *flags])
+    commands.must(["train.py", "--config", config, "--workdir", str(folder.run), *flags])
 
 
 def summary(args: argparse.Namespace, folder: Folder, heard: bool) -> str:
@@ -425,6 +387,7 @@ def main() -> None:
     """The command line."""
     args, settings = parse_arguments()
     folder = Folder(args.out)
+    check_features(args, folder)
     table = prepare(args, folder)
     check_run(folder, table.rows, TRAINED_COLUMNS)
     features = extract(args, folder, table)

@@ -16,7 +16,7 @@ import pytest
 from media_files import numbered_frame, tone, write_media
 
 from convert import released
-from mmaudio_jax import finetune
+from mmaudio_jax import commands, finetune
 from mmaudio_jax.data.example import example_shapes
 from mmaudio_jax.data.part import WHOLE
 from mmaudio_jax.data.records import FeatureWriter
@@ -167,7 +167,7 @@ def test_damaged_notes_are_made_again(made):
 )
 def test_what_fails_ends_it_with_its_exit_code(code, exit_code):
     with pytest.raises(SystemExit) as stopped:
-        finetune.must(["-c", f"import os, sys; {code}"])
+        commands.must(["-c", f"import os, sys; {code}"])
     assert stopped.value.code == exit_code
 
 
@@ -185,7 +185,7 @@ def test_who_stops_it_stops_the_command_that_is_at_work(number, exit_code, tmp_p
     command = ["-c", WAITS, str(tmp_path / "ready")]
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
-        f"from mmaudio_jax import finetune; finetune.GRACE = 0.1; finetune.must({command!r})"
+        f"from mmaudio_jax import commands; commands.GRACE = 0.1; commands.must({command!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (tmp_path / "ready").exists():
@@ -212,7 +212,7 @@ def test_the_config_and_its_size_follow_from_model_and_videos():
 @pytest.mark.parametrize("model", finetune.MODELS)
 def test_training_is_told_the_model_and_the_settings_given(model, monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(finetune, "run", lambda command: commands.append(command) or 0)
+    monkeypatch.setattr(finetune.commands, "run", lambda command: commands.append(command) or 0)
     settings = finetune.read_settings(["--config.lora.rank=8", "--config.eval_every=7"], finetune.MODELS[model].config)
     args = argparse.Namespace(model=model, weights=Path("w"), size=None, steps=600)
     features = argparse.Namespace(sources=[*range(12), *range(60)], sides=["train", "val"] * 6 + ["test"] * 60)
@@ -226,7 +226,7 @@ def test_training_is_told_the_model_and_the_settings_given(model, monkeypatch, t
 @pytest.fixture
 def extracted(videos, tmp_path, monkeypatch):
     """(args, folder, table) of an extraction that ends with exit code 1, as clip 3 cannot be used."""
-    monkeypatch.setattr(finetune, "run", lambda command: 1)
+    monkeypatch.setattr(finetune.commands, "run", lambda command: 1)
     folder = finetune.Folder(tmp_path)
     place = {"start_time": "0", "end_time": "1"}
     videos_of = {f"clip{i}": f"{min(i, 2)}.mp4" for i in range(6)}  # 2.mp4 has four of them
@@ -265,6 +265,18 @@ def test_an_extraction_that_failed_otherwise_ends_it(what, extracted):
     assert stopped.value.code == 1
 
 
+def test_features_of_another_length_or_model_are_told_before_their_table_is_replaced(extracted, tmp_path):
+    args, folder, _ = extracted
+    finetune.check_features(args, folder)
+    finetune.check_features(args, finetune.Folder(tmp_path / "new"))
+    args.duration = 0.9
+    with pytest.raises(UserError, match="features has clips of 1 s at 16k, not 0.9 s at 16k; choose another --out"):
+        finetune.check_features(args, folder)
+    args.model = "small_44k"
+    with pytest.raises(UserError, match="not 0.9 s at 44k"):
+        finetune.check_features(args, folder)
+
+
 def test_clips_without_a_picture_are_not_listened_to(extracted, monkeypatch, capsys):
     args, folder, table = extracted
     monkeypatch.setattr(finetune.media, "has_video", lambda path: False)
@@ -274,7 +286,7 @@ def test_clips_without_a_picture_are_not_listened_to(extracted, monkeypatch, cap
 
 def test_one_source_cannot_both_train_and_validate(extracted, monkeypatch):
     args, folder, _ = extracted
-    monkeypatch.setattr(finetune, "must", lambda command: None)
+    monkeypatch.setattr(finetune.commands, "must", lambda command: None)
     with pytest.raises(UserError, match="has 6 clips of 3 source videos, and none is left"):
         finetune.prepare(argparse.Namespace(**vars(args), **PREPARE), folder)
 
@@ -282,7 +294,7 @@ def test_one_source_cannot_both_train_and_validate(extracted, monkeypatch):
 def test_short_clips_are_kept_and_overlap_where_asked(extracted, monkeypatch):
     args, folder, table = extracted
     commands = []
-    monkeypatch.setattr(finetune, "must", commands.append)
+    monkeypatch.setattr(finetune.commands, "must", commands.append)
     rows = [row | {"split": "val" if i else "train"} for i, row in enumerate(table.rows)]
     write_table(folder.clips, rows)
     finetune.prepare(argparse.Namespace(**vars(args), **PREPARE), folder)
@@ -317,7 +329,7 @@ def test_what_cannot_be_is_refused_before_anything_is_done(words, said, tmp_path
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "metadata.json").write_text("{}")
     (tmp_path / "file").touch()
-    monkeypatch.setattr(finetune, "run", lambda command: pytest.fail(f"ran {command}"))
+    monkeypatch.setattr(finetune.commands, "run", lambda command: pytest.fail(f"ran {command}"))
     monkeypatch.setattr(sys, "argv", ["finetune", "videos", "--out", "run", *words])
     with pytest.raises(SystemExit) as stopped:
         finetune.main()
