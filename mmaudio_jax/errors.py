@@ -10,7 +10,13 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
-FULL = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT)}  # a disk, or what one may use of it
+ROOM = "make room and start again"
+ADVICE = {  # where a disk takes no more, what one may use of it is used up, or a file may not be as large
+    errno.ENOSPC: ROOM,
+    errno.EDQUOT: ROOM,
+    errno.EFBIG: "`ulimit -f`, or the file system, takes no larger files there: raise it, or choose another place",
+}
+FULL = {os.strerror(code): code for code in ADVICE}
 
 
 class UserError(Exception):
@@ -25,7 +31,7 @@ REASON = 160  # characters of a library's message
 
 
 def full_disk(error: Exception, path: str | os.PathLike | None = None) -> OSError | None:
-    """What the system said if a disk is full, or a quota used up, of which libraries tell in many ways; else None.
+    """What the system said if a disk takes no more, as of `ADVICE`, of which libraries tell in many ways; else None.
 
     Args:
         error: of any library.
@@ -70,7 +76,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             code = 1
         except OSError as error:  # a folder that cannot be written
-            advice = "; make room and start again" if full_disk(error) else ""
+            advice = f"; {ADVICE[full.errno]}" if (full := full_disk(error)) else ""
             print(f"error: {_asked(error.filename)}: {error.strerror or error}{advice}", file=sys.stderr)
             code = 1
         except KeyboardInterrupt:
@@ -80,7 +86,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
         except Exception as error:  # libraries of files have exceptions of their own for it
             if not (full := full_disk(error)):
                 raise
-            print(f"error: {full.strerror}; make room and start again", file=sys.stderr)
+            print(f"error: {full.strerror}; {ADVICE[full.errno]}", file=sys.stderr)
             code = 1
         sys.exit(code or 0)
 

@@ -1,6 +1,5 @@
 """What a user reads when something goes wrong."""
 
-import errno
 import io
 import os
 import subprocess
@@ -25,12 +24,12 @@ def raising(error):
     return function
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", errors.ADVICE)
 def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys, number):
     message = os.strerror(number)
     for error in (RuntimeError(f"write() failed: {message}; writing x"), OSError(number, message)):
         code, printed = ended(raising(error), capsys)
-        assert code == 1 and printed.endswith(f"{message}; make room and start again\n") and printed.count("\n") == 1
+        assert code == 1 and printed.endswith(f"{message}; {errors.ADVICE[number]}\n") and printed.count("\n") == 1
         with pytest.raises(type(error)), errors.reading("x/6", "remove it"):
             raise error
 

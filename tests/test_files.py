@@ -30,7 +30,7 @@ def test_what_fails_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"] and not any((tmp_path / "set").iterdir())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize("write", [atomic_directory, atomic_file])
 def test_a_full_disk_is_named_by_what_was_to_be_written(tmp_path, write, library, number):

@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import json
 import pickle
+import resource
 import shutil
 
 import numpy as np
@@ -148,6 +150,18 @@ def test_a_set_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "set").mkdir()
     with pytest.raises(UserError, match="set exists already"):
         FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES).__enter__()
+
+
+def test_a_shard_that_may_not_be_so_large_is_told_by_its_set(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as told, FeatureWriter(tmp_path / "set", "16k", 1.0, SHAPES) as writer:
+            writer.append({"id": "a", "caption": "a"}, arrays(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(tmp_path / "set"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_damaged_set_is_one_sentence(written, tmp_path):
