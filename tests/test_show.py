@@ -54,6 +54,13 @@ def test_an_unknown_id_names_the_nearest(run, small_features, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_id_that_begins_with_a_dash_is_asked_for_after_two(run, small_features):
+    code, printed = run(small_features, "-x")
+    assert code == 2 and "[--] ID" in printed
+    code, printed = run(small_features, "--weights=nowhere", "--", "-x")
+    assert code == 1 and "has no example '-x'" in printed
+
+
 def test_among_many_ids_the_nearest_are_found_soon(monkeypatch):
     compared, get_close_matches = [], difflib.get_close_matches
 

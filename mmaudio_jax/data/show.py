@@ -96,12 +96,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m mmaudio_jax.data.show",
+        usage="%(prog)s SET --weights WEIGHTS [--root ROOT] [--out OUT] [--] ID",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("features", type=Path, help="the feature set")
-    add("id", help="of the example")
+    add("features", type=Path, metavar="SET", help="the feature set")
+    add("id", metavar="ID", help="of the example; one that begins with a dash comes last, after --")
     add("--weights", type=Path, required=True, help="the folder of converted weights, for the VAE and the vocoder")
     add("--root", type=Path, help="the folder that video_path starts from: show the video too")
     add("--out", type=Path, default=Path("out"), help="folder of what is written (default out)")

@@ -281,6 +281,7 @@ def _free_id(clip: _Clip, taken: set[str]) -> str:
     entry, (start, end) = clip.entry, clip.span
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in unicodedata.normalize("NFC", clip.name))
     stem = stem[: len(stem) - len(PurePosixPath(clip.name).suffix)].strip("_").encode()[-STEM:].decode(errors="ignore")
+    stem = stem.lstrip("-")  # a command would take the id for an option
     own = entry.id if clip.first else entry.id and f"{entry.id}_{start:08d}"
     others = (f"\n{number}" if number else "" for number in itertools.count())  # captions of the same part
     digests = (hashlib.sha256(f"{clip.name}\n{start}\n{end}\n{entry.id}{other}".encode()) for other in others)

@@ -1,0 +1,39 @@
+"""What becomes of captions and files, whatever is in the files: none is decoded here."""
+
+import pytest
+
+from mmaudio_jax.data.prepare import assembly, lists
+from mmaudio_jax.data.prepare.cutting import Lengths
+from mmaudio_jax.data.prepare.folder import MediaFolder
+from mmaudio_jax.data.prepare.inspection import Inspection
+
+
+@pytest.fixture
+def assemble(tmp_path, monkeypatch):
+    """Clips of 2 s of files of 4 s, {name: its .txt, or None}, and of a file of captions, if there is one."""
+
+    def inspect_all(root, names, cache, workers):
+        return {name: Inspection(sha256=name, video_end=4000, audio_end=4000) for name in names}
+
+    monkeypatch.setattr(assembly, "inspect_all", inspect_all)
+
+    def call(files, captions=""):
+        for name, text in files.items():
+            path = tmp_path / "media" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            if text is not None:
+                path.with_suffix(".txt").write_text(text, encoding="utf-8")
+        listed = tmp_path / "captions"
+        listed.write_text(captions, encoding="utf-8")
+        entries = lists.read_captions(listed) if captions else []
+        choices = assembly.Choices(Lengths(2000, 2000, 2000))
+        return assembly.assemble(MediaFolder(tmp_path / "media"), entries, False, None, choices)
+
+    return call
+
+
+def test_an_id_is_never_taken_for_an_option(assemble):
+    names = ["-dash.mp4", "_-x.mp4", "---.mp4", f"{'a' * 10}-{'b' * (assembly.STEM - 1)}.mp4"]
+    found = assemble(dict.fromkeys(names, "a bell"))
+    assert len(found.rows) == 8 and not any(row["id"].startswith("-") for row in found.rows)
