@@ -37,3 +37,16 @@ def test_an_id_is_never_taken_for_an_option(assemble):
     names = ["-dash.mp4", "_-x.mp4", "---.mp4", f"{'a' * 10}-{'b' * (assembly.STEM - 1)}.mp4"]
     found = assemble(dict.fromkeys(names, "a bell"))
     assert len(found.rows) == 8 and not any(row["id"].startswith("-") for row in found.rows)
+
+
+def test_a_bad_row_names_its_file_which_does_not_fall_back_on_the_text_beside_it(assemble):
+    files = {"a.mp4": "knocks", "b.mp4": "rain", "c.mp4": None}
+    found = assemble(files, "file,caption,start,end\na,steps,3,1\nc,wind,0,2\nc,hail,x,2\nd,snow,2,1\n")
+    assert [(row["video_path"], row["caption"], row["end_time"]) for row in found.rows] == [
+        ("b.mp4", "rain", "2"),
+        ("b.mp4", "rain", "4"),
+        ("c.mp4", "wind", "2"),
+    ]
+    told = [(row["reason"], row["row"], row["video_path"], row["caption"]) for row in found.rejected]
+    assert told == [("bad row", "2", "a.mp4", "steps"), ("bad row", "4", "c.mp4", "hail"), ("bad row", "5", "", "snow")]
+    assert "end 1 is not after start 3" in found.rejected[0]["detail"] and '"d"' in found.rejected[2]["content"]

@@ -121,7 +121,7 @@ def assemble(
         folder: the files.
         entries: of a list, or captions.
         listed: they are a list, whose intervals are clips and whose files are all that count. Else they are captions,
-            whose intervals are cut; a file without any takes that of the .txt file beside it.
+            whose intervals are cut; a file that no row names takes that of the .txt file beside it.
         cache: of inspections, entered.
         choices: how clips are made.
 
@@ -129,9 +129,9 @@ def assemble(
         UserError: a source is on two sides of the split that the list tells.
     """
     found = Assembled()
-    located = _locate(folder, entries, found)
+    located, spoilt = _locate(folder, entries, found)
     if not listed:
-        located += _beside(folder, {name for _, name in located}, bool(entries), found)
+        located += _beside(folder, {name for _, name in located} | spoilt, bool(entries), found)
         located.sort(key=lambda pair: os.path.splitext(pair[1]))  # a.mp4 before its copy, a copy.mp4
     located = [pair for pair in located if _has_caption(*pair, found)]
     told = split.told_sides((_source(entry, name), entry.split) for entry, name in located)
@@ -156,22 +156,27 @@ def _source(entry: Entry, name: str) -> str:
     return entry.source or os.path.splitext(name)[0]
 
 
-def _locate(folder: MediaFolder, entries: Sequence[Entry], found: Assembled) -> list[tuple[Entry, str]]:
-    """The entries with their files."""
-    located = []
+def _locate(
+    folder: MediaFolder, entries: Sequence[Entry], found: Assembled
+) -> tuple[list[tuple[Entry, str]], set[str]]:
+    """The entries with their files; and the files of those that cannot be used."""
+    located, spoilt = [], set()
     for entry in entries:
-        if entry.fault:
-            found.reject("bad row", entry.fault, entry)
-            continue
         try:
-            located.append((entry, folder.locate(entry.names)))
+            name = folder.locate(entry.names)
         except LookupError as error:
-            found.reject("missing", error.args[0], entry)
-    return located
+            found.reject(*("bad row", entry.fault) if entry.fault else ("missing", error.args[0]), entry)
+            continue
+        if entry.fault:
+            found.reject("bad row", entry.fault, entry, name)
+            spoilt.add(name)
+        else:
+            located.append((entry, name))
+    return located, spoilt
 
 
 def _beside(folder: MediaFolder, captioned: set[str], has_rows: bool, found: Assembled) -> list[tuple[Entry, str]]:
-    """The other files, with the captions that lie beside them."""
+    """The other files than those that rows name, with the captions that lie beside them."""
     others, listed = [], "no row of captions names it, and " if has_rows else ""
     for name in folder.names:
         if name in captioned:

@@ -45,7 +45,7 @@ class Entry:
         segment: the part of the video that is meant, where the file may be the whole video, or the segment alone.
         split: train, val, test, or empty.
         columns: what else is known of it.
-        fault: why the row cannot be used; empty if it can.
+        fault: why the row cannot be used, though it may still tell the file; empty if it can.
     """
 
     line: int
@@ -110,18 +110,21 @@ def read_captions(path: Path) -> list[Entry]:
         raise UserError(f"{path} has the column {start or end} without its counterpart; captions of parts need both")
 
     def entry(line: int, record: Record) -> Entry:
+        names = (_value(record, chosen[0]),)
         said = [record.get(name) not in ("", None) for name in (start, end) if name]
-        span = _span(record, start, end) if any(said) else None
-        columns = _rest(record, *chosen, "id", start, end, "split", "warnings")
-        return Entry(
-            line,
-            (_value(record, chosen[0]),),
-            _caption(record, chosen[1]),
-            "" if chosen[0] == "id" else str(record.get("id") or ""),
-            span,
-            split=_split(record),
-            columns=columns,
-        )
+        try:
+            return Entry(
+                line,
+                names,
+                _caption(record, chosen[1]),
+                "" if chosen[0] == "id" else str(record.get("id") or ""),
+                _span(record, start, end) if any(said) else None,
+                split=_split(record),
+                columns=_rest(record, *chosen, "id", start, end, "split", "warnings"),
+            )
+        except ValueError as error:
+            caption = clean(str(record.get(chosen[1]) or ""))
+            return Entry(line, names, caption, columns=_shown(record), fault=str(error))
 
     return _entries(records, entry)
 
