@@ -194,7 +194,7 @@ def main() -> None:
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     if args.out.exists():
-        raise UserError(f"{args.out} exists already; remove it or choose another place")
+        raise UserError(f"{args.out} exists already; choose another place")
     if args.source:
         if args.base is None:
             raise UserError("--from needs --base, the weights folder that the adapter belongs to")

@@ -34,7 +34,7 @@ def to_tensordict(features: StoredFeatures, out: Path) -> None:
     """
     table = tensordict.table_of(out)
     if table.exists():
-        raise UserError(f"{table} exists already; remove it or choose another place")
+        raise UserError(f"{table} exists already; choose another place")
     has_video = bool(features[0]["has_video"])
     names = [name for name in tensordict.PUBLISHED if has_video or name not in VIDEO]
     with atomic_directory(out) as folder:
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     args = parser.parse_args()
     if args.out.exists():
-        raise UserError(f"{args.out} exists already; remove it or choose another place")
+        raise UserError(f"{args.out} exists already; choose another place")
     features = open_features(args.features)
     if isinstance(features, RecordFeatures) == (args.to == "records"):
         raise UserError(f"{args.features} is of the kind {args.to} already")

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     args = parser.parse_args()
     if args.out.exists():
-        raise UserError(f"{args.out} exists already; remove it or choose another place")
+        raise UserError(f"{args.out} exists already; choose another place")
     jax.config.update("jax_platforms", "cpu")  # sums in float64 are the host's
     run = read_run(args.run)
     step, params = synthesise(args.run, args.step, args.sigma_rel)

@@ -298,9 +298,7 @@ def _check_place(out: Path, name: PartName) -> None:
         or not parts
         and (out.is_file() or any(path.suffix != ".lock" for path in out.iterdir()))
     ):
-        raise UserError(
-            f"{out} exists already and is no feature set of this release; remove it or choose another place"
-        )
+        raise UserError(f"{out} exists already and is no feature set of this release; choose another place")
     if others := {other.count for other in parts} - {name.count}:
         count = others.pop()
         shards = f"with --shard 0/{count} to {count - 1}/{count}" if count > 1 else "without --shard"

@@ -77,7 +77,7 @@ def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Ite
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; remove it or choose another place")
+        raise UserError(f"{path} exists already; choose another place")
     temporary = _sibling(path)
     _remove_left(temporary)
     shutil.rmtree(temporary, ignore_errors=True)

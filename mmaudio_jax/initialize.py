@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the weights folder to make, e.g. weights/scratch_16k")
     args = parser.parse_args()
     if args.out.exists():
-        raise errors.UserError(f"{args.out} exists already; remove it or choose another place")
+        raise errors.UserError(f"{args.out} exists already; choose another place")
     config = network_config(args.model, args.joint_depth, args.fused_depth)
     features = mixture.open_mixture(args.data)
     check_fits(features, config, args.model)

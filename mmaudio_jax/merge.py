@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the weights folder to make")
     args = parser.parse_args()
     if args.out.exists():
-        raise errors.UserError(f"{args.out} exists already; remove it or choose another place")
+        raise errors.UserError(f"{args.out} exists already; choose another place")
     trained = load_adapter(args.run)
     merged = load_flow_network(args.base or Path(trained.run["base"]["path"]), trained)
     provenance = {"source": f"step {trained.step} of {args.run}", "base": trained.run["base"]}

@@ -103,8 +103,8 @@ def test_mistakes_are_one_sentence(run, tmp_path):
     (tmp_path / "taken.tsv").touch()
     for to, out, message in (
         ("records", "out", "set is of the kind records already"),
-        ("tensordict", "set", "set exists already"),
-        ("tensordict", "taken", "taken.tsv exists already"),
+        ("tensordict", "set", "set exists already; choose another place\n"),
+        ("tensordict", "taken", "taken.tsv exists already; choose another place\n"),
     ):
         code, printed = run(path, to, tmp_path / out)
         assert code == 1 and message in printed and printed.count("\n") == 1

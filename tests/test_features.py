@@ -143,7 +143,7 @@ def test_a_bad_command_is_one_sentence_before_any_work(extract, tmp_path):
     good = row("a", "0.mp4")
     for message, call in {
         "there exists already and is no feature set": lambda: extract(good, out="there"),
-        "old exists already and is no feature set of this release": lambda: extract(good, out="old"),
+        "old exists already and is no feature set of this release; choose another": lambda: extract(good, out="old"),
         "there are no weights in": lambda: extract(good, weights=tmp_path / "none"),
         "rows 2 and 3 have the same id 'a'": lambda: extract(good, good),
         "a duration of 0.2 s is not possible": lambda: extract(good, duration=0.2),
