@@ -94,6 +94,18 @@ def test_with_its_video_an_example_is_seen(run, small_features, tmp_path):
     assert media.probe(tmp_path / "out/bare.mp4").duration == pytest.approx(1.0, abs=0.1)
 
 
+def test_a_video_that_is_not_there_or_no_video_leaves_nothing_half_shown(run, small_features, tmp_path):
+    features = open_features(small_features)
+    row = {"id": "a", "caption": "a tone", "video_path": "a.mp4", "start_time": "0", "end_time": "1"}
+    with FeatureWriter(tmp_path / "set", "16k", 1.0, features.metadata.shapes) as writer:
+        writer.append(row, {name: features[0][name] for name in features.metadata.shapes})
+    code, printed = run(tmp_path / "set", "a", "--root", tmp_path)
+    assert code == 1 and f"there is no file {tmp_path / 'a.mp4'}; --root must name the folder" in printed
+    (tmp_path / "a.mp4").write_bytes(bytes(99))
+    code, printed = run(tmp_path / "set", "a", "--root", tmp_path)
+    assert code == 1 and f"error: {tmp_path / 'a.mp4'}: " in printed and not (tmp_path / "out").exists()
+
+
 def test_a_sound_alone_is_heard(run, small_features, tmp_path):
     write_media(tmp_path / "a.wav", codec=None, audio=tone(1.6, 44_100), audio_codec="pcm_s16le")
     features = open_features(small_features)

@@ -78,14 +78,19 @@ def decode(weights: Path, features: StoredFeatures, example: Example) -> tuple[F
 
 
 def write(out: Path, name: str, sound: Float[np.ndarray, " l"], rate: int, clip: Interval | None) -> list[Path]:
-    """Writes sound and picture, and of a clip its frames and its video; returns the files."""
-    wave, picture = out / f"{name}.wav", out / f"{name}.png"
+    """Writes sound and picture, and of a clip its frames and its video; returns the files.
+
+    Raises:
+        UserError: the clip's file is missing or damaged; nothing is written.
+    """
+    wave, picture, seconds = out / f"{name}.wav", out / f"{name}.png", len(sound) / rate
+    filmed = clip is not None and media.has_video(clip.video)
+    frames = media.read_frames(clip.video, clip.start_time, seconds)[0] if filmed else None
     audio.write_audio(wave, sound, rate)
     plots.save_spectrogram(picture, sound, rate)
-    if clip is None or not media.has_video(clip.video):
+    if not filmed:
         return [wave, picture]
-    sheet, video, seconds = out / f"{name}_frames.png", out / f"{name}.mp4", len(sound) / rate
-    frames, _ = media.read_frames(clip.video, clip.start_time, seconds)
+    sheet, video = out / f"{name}_frames.png", out / f"{name}.mp4"
     plots.save_contact_sheet(sheet, frames, np.arange(len(frames)) / CLIP_FPS, sound, rate)
     muxing.write_video(video, clip.video, sound, rate, clip.start_time, seconds)
     return [wave, picture, sheet, video]
@@ -118,6 +123,8 @@ def main() -> None:
             clip = interval_of(features.table.rows[index], args.root.resolve())
         except ValueError as error:
             raise UserError(f"row {features.table.lines[index]} of {features.table_name(index)}: {error}") from None
+        if not clip.video.is_file():
+            raise UserError(f"there is no file {clip.video}; --root must name the folder that video_path starts from")
     print("\n".join(describe(features, index, example)))
     sound, rate = decode(args.weights, features, example)
     for path in write(args.out, args.id.replace("/", "_"), sound, rate, clip):
