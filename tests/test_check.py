@@ -316,6 +316,20 @@ def test_rows_that_say_no_side_are_where_they_are_in_training(write, run_check):
     assert found["unknown values of the column split"]["verdict"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--validation_fraction", "2"], "--validation_fraction is 2; it must lie in [0, 1)"),
+        (["--validation_fraction", "nan"], "--validation_fraction is nan; it must lie in [0, 1)"),
+    ],
+)
+def test_an_option_that_cannot_be_is_told_whatever_the_set_has(write, run_check, options, message):
+    rows, examples = rows_and_examples()
+    path = write([{**row, "split": "train"} for row in rows], examples)
+    code, _, printed = run_check(path, *options)
+    assert (code, printed) == (1, f"error: {message}\n")
+
+
 def test_the_page_needs_nothing_else(write, run_check, tmp_path):
     rows, examples = rows_and_examples()
     rows[2]["caption"], examples[3]["mean"][0, 0] = "<script>alert(1)</script> $x_", np.nan

@@ -244,6 +244,8 @@ def main() -> int:
         raise UserError(f"--recordings is {args.recordings}; it must be at least 1")
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; it must be at least 0")
+    if not 0 <= args.validation_fraction < 1:
+        raise UserError(f"--validation_fraction is {args.validation_fraction:g}; it must lie in [0, 1)")
     if args.root and not args.root.is_dir():
         raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
     features = open_features(args.features, damaged=True)
