@@ -321,6 +321,7 @@ def test_rows_that_say_no_side_are_where_they_are_in_training(write, run_check):
     [
         (["--validation_fraction", "2"], "--validation_fraction is 2; it must lie in [0, 1)"),
         (["--validation_fraction", "nan"], "--validation_fraction is nan; it must lie in [0, 1)"),
+        (["--weights", "wno"], "there is no folder wno; --weights must name the folder of converted weights"),
     ],
 )
 def test_an_option_that_cannot_be_is_told_whatever_the_set_has(write, run_check, options, message):

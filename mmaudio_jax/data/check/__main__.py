@@ -248,6 +248,8 @@ def main() -> int:
         raise UserError(f"--validation_fraction is {args.validation_fraction:g}; it must lie in [0, 1)")
     if args.root and not args.root.is_dir():
         raise UserError(f"there is no folder {args.root}; --root must name the folder that video_path starts from")
+    if args.weights and not args.weights.is_dir():
+        raise UserError(f"there is no folder {args.weights}; --weights must name the folder of converted weights")
     features = open_features(args.features, damaged=True)
     with contextlib.ExitStack() as stack:  # a place that cannot be written is known before all is read
         page_file, json_file = (path and stack.enter_context(_writable(path)) for path in (args.report, args.json))
