@@ -37,7 +37,7 @@ from mmaudio_jax.data.workers import NoProcess, read_ahead
 from mmaudio_jax.decoding import Media, read_media
 from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.files import atomic_file, writing
+from mmaudio_jax.files import atomic_file, make_folder, writing
 
 KEY = "record_key"  # column of a part's clips.tsv
 PADDED = "-padded"  # ends the name of a record that `--short skip` would not have made
@@ -314,7 +314,7 @@ def _work(out: Path, name: PartName) -> Iterator[Path]:
     import filelock
 
     work, target, lock = _work_folder(out, name), out / str(name), out / f".{name}.lock"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         with filelock.FileLock(lock, blocking=False):
             (work / "records").mkdir(parents=True, exist_ok=True)

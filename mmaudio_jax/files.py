@@ -18,9 +18,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those that it is in, as far as they are not there; a UserError if one of them is a file."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next((place for place in (path, *path.parents) if place.exists()), path)
+        raise UserError(f"{file} is a file, not a folder to write something in; choose another place") from None
+
+
 def _sibling(path: Path) -> Path:
     """A temporary path beside `path`, of this process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path.parent / f".{path.name}.tmp-{platform.node()}-{os.getpid()}"
 
 

@@ -363,6 +363,6 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_read(write, 
     monkeypatch.setattr(check, "check_features", lambda *_, **__: pytest.fail("it read the set"))
     (tmp_path / "file").touch()
     code, _, printed = run_check(write(*rows_and_examples()), "--report", tmp_path / "file/report.html")
-    assert code == 1 and "file" in printed
+    assert code == 1 and f"error: {tmp_path / 'file'} is a file, " in printed
     code, _, printed = run_check(tmp_path / "set", "--report", tmp_path)
     assert code == 1 and printed == f"error: {tmp_path} is a folder; name a file\n"

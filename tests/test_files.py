@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_directory, atomic_file
 
 
@@ -38,3 +39,11 @@ def test_a_full_disk_is_named_by_what_was_to_be_written(tmp_path, write, library
     with pytest.raises(OSError, match=message) as told, write(tmp_path / "set"):
         raise RuntimeError(f"x: {message}") if library else OSError(number, message)
     assert (told.value.errno, told.value.filename) == (number, str(tmp_path / "set")) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/x", "file/x/y"])
+@pytest.mark.parametrize("write", [atomic_directory, atomic_file])
+def test_a_file_where_a_folder_must_be_is_told(tmp_path, write, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"{tmp_path / 'file'} is a file, "), write(tmp_path / place):
+        pass
