@@ -172,8 +172,7 @@ class _Old:
         self._part = part.read_part(path)
         if self._part.schema_version != part.SCHEMA_VERSION:
             raise UserError(f"{path} was made by an earlier release: choose another --out, or remove it")
-        now, then = (dataclasses.asdict(dataclasses.replace(m, count=0)) for m in (metadata, self._part.metadata))
-        if differ := [f"{what} {then[what]}, not {now[what]}" for what in now if then[what] != now[what]]:
+        if differ := _differences(self._part.metadata, metadata):
             raise UserError(f"{path} was made with {'; '.join(differ)}: choose another --out, or remove it")
         if (path / part.FAILED).exists():
             self._failed = read_table(path / part.FAILED).rows
@@ -206,6 +205,14 @@ class _Old:
             and self._whole
             and (self._part.clips, self.rows, self._failed) == (clips, list(rows), list(failed))
         )
+
+
+def _differences(then: Metadata, now: Metadata) -> list[str]:
+    """How what a part was made with is another than it is now, in words."""
+    told = [{"mode": each.mode, "duration": f"{each.duration:g} s", "dtype": each.dtype} for each in (then, now)]
+    differ = [f"{what} {told[0][what]}, not {told[1][what]}" for what in told[0] if told[0][what] != told[1][what]]
+    differ += [f"another {name}" for name, mark in now.encoders.items() if then.encoders.get(name) != mark]
+    return differ or (["arrays of other shapes"] if then.shapes != now.shapes else [])
 
 
 def _check_none_is_lost(todo: Iterable[Clip], old: _Old, path: Path) -> None:
