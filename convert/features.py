@@ -77,7 +77,8 @@ def to_records(features: StoredFeatures, out: Path) -> None:
 def _fault(example, has_video: bool) -> str | None:
     """Why the layout cannot hold an example; None if it can."""
     if example["has_video"] != has_video:
-        return f"has {'no ' if has_video else 'a '}video, unlike the first: such sets must be apart"
+        kind = "no" if has_video else "a"
+        return f"has {kind} video, unlike the first: put the rows of each kind in a table of its own, and extract both"
     if example["latents"] < len(example["mean"]):
         return "is padded: extract the features with --short skip"
     return None if example["has_text"] else "has no caption"

@@ -77,7 +77,7 @@ def test_what_the_real_library_wrote_comes_back_byte_by_byte(run, request, tmp_p
 def test_what_the_layout_cannot_say_is_refused(run, tmp_path):
     faults = {
         "padded": ({"latents": np.int32(100)}, "example 'clip2' is padded: extract the features with --short skip"),
-        "mixed": ({"clip_f": None, "sync_f": None}, "'clip2' has no video, unlike the first: such sets must be apart"),
+        "mixed": ({"clip_f": None, "sync_f": None}, "'clip2' has no video, unlike the first: put the rows of each"),
         "mute": ({"caption": ""}, "'clip2' has no caption"),
     }
     for name, (changes, message) in faults.items():
