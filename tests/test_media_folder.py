@@ -53,6 +53,9 @@ def test_a_folder_without_media_is_one_sentence(tmp_path):
         MediaFolder(tmp_path)
     with pytest.raises(UserError, match="there is no folder"):
         MediaFolder(tmp_path / "nowhere")
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(UserError, match="a.mp4 is a file; name the folder that it is in"):
+        MediaFolder(tmp_path / "a.mp4")
 
 
 def test_a_name_means_a_path_then_a_name_then_a_stem(folder):

@@ -438,7 +438,7 @@ def test_what_the_system_cannot_read_is_told_and_tried_again(media, tmp_path, in
     ("flags", "message"),
     [
         (["--workers=0"], "--workers is 0; it must be 1 or more"),
-        (["--stride=0"], "--stride is 0; it must be some seconds"),
+        (["--stride=0"], "--stride is 0; it must lie in [0.001, 1000000) seconds"),
         (["--val=0.7", "--test=0.3"], "the shares of validation and test are 0.7 and 0.3"),
         (["--duration=0.5"], "--duration is 0.5; it must lie in [0.64, 60] seconds, which the networks take"),
         (["--duration=1e9"], "--duration is 1e+09; it must lie in [0.64, 60]"),

@@ -195,7 +195,7 @@ def main() -> None:
 
 def _milliseconds(seconds: float, name: str) -> int:
     if not 0.001 <= seconds < 1e6:
-        raise UserError(f"--{name} is {seconds:g}; it must be some seconds")
+        raise UserError(f"--{name} is {seconds:g}; it must lie in [0.001, 1000000) seconds")
     return round(1000 * seconds)
 
 

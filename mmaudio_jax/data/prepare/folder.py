@@ -31,6 +31,8 @@ class MediaFolder:
             UserError: it is no folder that can be read, or no media file is in it.
         """
         self.root = Path(root).resolve()
+        if self.root.is_file():
+            raise UserError(f"{root} is a file; name the folder that it is in")
         if not self.root.is_dir():
             raise UserError(f"there is no folder {root}")
         self.remarks: list[str] = []
