@@ -89,6 +89,8 @@ def test_a_link_out_of_the_root_is_refused(clips, tmp_path):
 def test_a_bad_table_is_one_sentence(clips, tmp_path):
     with pytest.raises(UserError, match="no column start_time, end_time .it has id, video_path, caption."):
         clips("id\tvideo_path\tcaption", "a\tv.mp4\tc")
+    with pytest.raises(UserError, match="tabs, not commas: `python -m mmaudio_jax.data.prepare FOLDER --list .*clips"):
+        clips("id,video_path,start_time,end_time,caption", "a,v.mp4,0,8,c")
     with pytest.raises(UserError, match="no column id"):
         clips("video_path\tstart_time\tend_time\tcaption", "v.mp4\t0\t8\tc")
     with pytest.raises(UserError, match="has no clips"):

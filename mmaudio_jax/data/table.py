@@ -9,6 +9,7 @@ from pathlib import Path
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 
+MAKE = "python -m mmaudio_jax.data.prepare FOLDER --list"
 SAVE_AS_UTF_8 = "save it as UTF-8, which editors and spreadsheets offer as its encoding"
 csv.field_size_limit(2**31 - 1)  # captions may be long; the module's own limit is 131,072 characters
 
@@ -28,9 +29,11 @@ class Table:
         """Raises a UserError that names the columns which are missing."""
         missing = [name for name in columns if name not in self.columns]
         if missing:
+            commas = len(self.columns) == 1 and "," in self.columns[0]
+            advice = f", not commas: `{MAKE} {self.path} --out clips.tsv` makes such a table of it" if commas else ""
             raise UserError(
                 f"{self.path} has no column {', '.join(missing)} (it has {', '.join(self.columns)}); "
-                "the first line must name the columns, separated by tabs"
+                f"the first line must name the columns, separated by tabs{advice}"
             )
 
 
