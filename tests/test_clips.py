@@ -53,6 +53,7 @@ def test_a_byte_order_mark_and_empty_lines_are_skipped_and_rows_keep_their_line(
         ("a\tv.mp4\t0\tnan\tc\t", r"row 2: end_time 'nan' is not a number of seconds"),
         ("a\tv.mp4\t8\t8\tc\t", r"row 2: end_time 8 is not after start_time 8"),
         ("a\tv.mp4\t0\t8\t \t", r"row 2: the caption is empty"),
+        ("a\tv.mp4\t0\t8\t\u200b\t", r"row 2: the caption is empty"),
         ("a\tv.mp4\t0\t8", r"row 2 has 4 values for 6 columns"),
     ],
 )

@@ -174,6 +174,7 @@ def test_whatever_is_written_is_a_list_or_a_mistake(tmp_path_factory, text, head
 def test_control_characters_go_and_emoji_stay():
     assert lists.clean("  a\x00dog\t\r\nbarks \x1b[1m 🐕‍🦺 e\u0301 ") == "a dog barks [1m 🐕‍🦺 é"
     assert len(lists.clean("word " * 2000)) == 9999
+    assert lists.clean("\u200b \ufeff\x00\u2060") == "" and lists.clean("می\u200cرود") == "می\u200cرود"
 
 
 def test_json_captions_of_whole_files_beside_those_of_parts(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import html
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def clean(caption: str) -> str:
 
     # entities are unescaped twice because scraped captions are often escaped twice
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split()).lower()
+
+
+def is_empty(caption: str) -> bool:
+    """Whether there is nothing to read in it: spaces, control and format characters at most, as that of width zero."""
+    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in caption)
 
 
 def tokenize(captions: Sequence[str]) -> Int[np.ndarray, "n 77"]:

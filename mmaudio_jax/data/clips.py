@@ -6,6 +6,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from mmaudio_jax.data.captions import is_empty
 from mmaudio_jax.data.example import SIDES, source_of
 from mmaudio_jax.data.table import Row, Table, read_table
 from mmaudio_jax.errors import UserError
@@ -130,7 +131,7 @@ def clip_of(row: Row, line: int, root: Path) -> Clip:
     id = row["id"] if "id" in row else f"{row['title_folder']}_{PurePosixPath(row['video_path'].strip()).stem}"
     check_id(id)
     caption = row["caption"].strip()
-    if not caption:
+    if is_empty(caption):
         raise ValueError("the caption is empty; say what is heard")
     clip = Clip(id, *interval, caption, line, {"id": id, **row})
     if clip.side not in ("", *SIDES):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmaudio_jax.data.captions import is_empty
 from mmaudio_jax.data.prepare.cutting import Span
 from mmaudio_jax.data.table import SAVE_AS_UTF_8, Row, name_values, split_values
 from mmaudio_jax.errors import UserError
@@ -144,7 +145,12 @@ def read_records(path: Path) -> tuple[list[str], list[tuple[int, Record]]]:
 
 
 def clean(text: str) -> str:
-    """The text in one line, in composed Unicode, without control characters; emoji and the like stay."""
+    """The text in one line, in composed Unicode, without control characters; emoji and the like stay.
+
+    It is empty if nothing in it can be read.
+    """
+    if is_empty(text):
+        return ""
     text = unicodedata.normalize("NFC", text)
     return " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split())
 
