@@ -115,6 +115,8 @@ def test_this_project_s_own_table(write):
         ("id\tlabel\nx\n", "row 2 has 1 values for 2 columns"),
         ("id\tid\tlabel\n", "names a column twice"),
         ('id\tlabel\na\t"b\n', "row 2: .*in quotes"),
+        ('[{"id": "a", "caption": "b"}]', "begins as a JSON array"),
+        ("id;label\na;b, c\n", "separated by semicolons; save it with tabs or commas"),
     ],
 )
 def test_what_is_no_list_is_one_sentence(write, content, message):
@@ -154,6 +156,8 @@ def test_captions_of_parts_and_of_wholes(write):
         lists.read_captions(write("file,words\na,b\n"))
     with pytest.raises(UserError, match="has the column start without its counterpart"):
         lists.read_captions(write("file,caption,start\na,b,0\n"))
+    with pytest.raises(UserError, match="begins as a JSON array; write its records instead, each in a line of its own"):
+        lists.read_captions(write('[\n{"file": "a", "caption": "b"}\n]'))
     with pytest.raises(UserError, match="row 2 is no JSON"):
         lists.read_captions(write('{"file": "a", "caption": "b"}\n{\n'))
 

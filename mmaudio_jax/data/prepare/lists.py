@@ -330,6 +330,10 @@ def _record_files(folder: Path) -> list[Path]:
 def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The first line and the others with their numbers, separated by tabs where the first has one, else by commas."""
     first = text.lstrip().partition("\n")[0]
+    if first.startswith("["):
+        raise UserError(f"{path} begins as a JSON array; write its records instead, each in a line of its own")
+    if ";" in first and not {"\t", ","} & set(first):
+        raise UserError(f"{path} has its values separated by semicolons; save it with tabs or commas between them")
     rows = split_values(path, io.StringIO(text, newline=""), "\t" if "\t" in first else ",")
     return [name.strip() for name in rows[0][1]], rows[1:]
 
