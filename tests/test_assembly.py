@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmaudio_jax.data.prepare import __main__ as prepare
 from mmaudio_jax.data.prepare import assembly, lists
 from mmaudio_jax.data.prepare.cutting import Lengths
 from mmaudio_jax.data.prepare.folder import MediaFolder
@@ -50,3 +51,12 @@ def test_a_bad_row_names_its_file_which_does_not_fall_back_on_the_text_beside_it
     told = [(row["reason"], row["row"], row["video_path"], row["caption"]) for row in found.rejected]
     assert told == [("bad row", "2", "a.mp4", "steps"), ("bad row", "4", "c.mp4", "hail"), ("bad row", "5", "", "snow")]
     assert "end 1 is not after start 3" in found.rejected[0]["detail"] and '"d"' in found.rejected[2]["content"]
+
+
+@pytest.mark.parametrize(("columns", "told"), [("caption,label", True), ("caption,words", False)])
+def test_of_two_columns_of_captions_the_one_that_counts_is_told(assemble, tmp_path, capsys, columns, told):
+    assemble({"a.mp4": None, "b.mp4": None}, f"file,{columns}\na,rain,water\nb,wind,air\n")
+    choices = assembly.Choices(Lengths(2000, 2000, 2000))
+    prepare.prepare(tmp_path / "media", tmp_path / "clips.tsv", choices, captions_file=tmp_path / "captions")
+    said = "has several columns that may say what is heard: the first of caption, label, text counts, not label"
+    assert (said in capsys.readouterr().out) == told

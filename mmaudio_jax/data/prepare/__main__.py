@@ -58,6 +58,10 @@ def prepare(
     for remark in media.remarks:
         print(f"warning: {remark}")
     entries = lists.read_list(list_file) if list_file else lists.read_captions(captions_file) if captions_file else []
+    others = [name for name in lists.CAPTION_COLUMNS if any(name in entry.columns for entry in entries)]
+    if captions_file and others:
+        counts = f"the first of {', '.join(lists.CAPTION_COLUMNS)} counts, not {', '.join(others)}"
+        print(f"warning: {captions_file} has several columns that may say what is heard: {counts}")
     with kept as cache:
         found = assemble(media, entries, list_file is not None, cache, choices)
         if found.rejected:
