@@ -155,6 +155,7 @@ PLANTED = [
         {"missing or misshapen arrays": ("clip1", "mean is float32 (3, 20)")},
     ),
     ("missing", lambda _, examples: examples[1].pop("sync_f"), {"missing or misshapen arrays": ("clip1", "sync_f")}),
+    ("case", set_rows({"id": "Clip1"}, 5), {"ids that differ in case alone": ("clip1", "'Clip1' (part")}),
     ("id", set_rows({"id": "../../evil"}, 5), {"ids that cannot name a file": ("../../evil", "cannot name a file")}),
     ("1e20", set_values(3, "clip_f", 1e20, (2, 1)), {"values out of all measure": ("clip3", "clip_f, row 2 of 8")}),
     (
@@ -169,6 +170,7 @@ PLANTED = [
     ),
 ]
 WARNINGS = {
+    "ids that differ in case alone",
     "ids that cannot name a file",
     "the same sound with another caption",
     "the same picture with another sound",

@@ -31,14 +31,18 @@ def repeated(values: Iterable) -> Iterator[list[int]]:
 def check_ids(ids: Sequence[str], rows: Rows) -> list[Check]:
     """Every example has an id of its own, which files can be named by."""
     double, unsafe = fault("double ids"), warning("ids that cannot name a file")
+    alike = warning("ids that differ in case alone")  # one file to some file systems
     for indices in repeated(ids):
         double.add(rows.together(indices))
+    for indices in repeated(map(str.casefold, ids)):
+        if len({ids[i] for i in indices}) > 1:
+            alike.add(rows.together(indices))
     for i, id in enumerate(ids):
         try:
             check_id(id)
         except ValueError as error:
             unsafe.add(rows.place(i, str(error)))
-    return [double, unsafe]
+    return [double, alike, unsafe]
 
 
 def check_captions(captions: Sequence[str], has_text: Sequence[bool], rows: Rows) -> tuple[list[Check], Distribution]:
