@@ -170,11 +170,18 @@ class Examples:
         order, size, ids = dataset.order(self._epoch, self._config.seed), self._config.step_size, self.features.ids
         return [ids[order[i]] for i in range((step - 1) * size, step * size)]
 
-    def digest(self) -> str:
-        """A hash of what trains, as often as it does in an epoch, and of what validates, by their ids."""
-        ids = self.features.ids
-        said = [[ids[i] for i in rows] for rows in (self._epoch, self.validation_rows)]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    def digests(self) -> dict[str, str]:
+        """Hashes of what trains, as often as it does in an epoch, and of what validates: of ids, captions, recipes."""
+
+        def digest(values: Sequence[str], *sides: np.ndarray) -> str:
+            said = [[values[i] for i in rows.tolist()] for rows in sides]
+            return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+        return {
+            "ids": digest(self.features.ids, self._epoch, self.validation_rows),
+            "captions": digest(self.features.captions, self.train_rows, self.validation_rows),
+            "recipes": digest(self.features.recipes, self.train_rows, self.validation_rows),
+        }
 
     def table(self) -> str:
         """How many examples of each set train and validate, as text."""
@@ -274,8 +281,8 @@ def identify(
         "data": {
             "mode": metadata.mode,
             "duration": metadata.duration,
-            "ids_sha256": data.digest(),
             "encoders": metadata.encoders,
+            "examples": {"dtype": ", ".join(each.metadata.dtype for each in data.features.sets), **data.digests()},
             "files": state,
         },
         "mmaudio_jax_version": mmaudio_jax.__version__,

@@ -27,7 +27,7 @@ import tqdm
 from mmaudio_jax.data import part
 from mmaudio_jax.data.captions import CONTEXT_LENGTH, is_cut
 from mmaudio_jax.data.clips import Clip
-from mmaudio_jax.data.example import Metadata, check_arrays, widened
+from mmaudio_jax.data.example import KEY, Metadata, check_arrays, widened
 from mmaudio_jax.data.part import WHOLE, PartName, PartWriter
 from mmaudio_jax.data.records import parts_in
 from mmaudio_jax.data.shard import Records
@@ -39,7 +39,6 @@ from mmaudio_jax.encoders import Encoders
 from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file, make_folder, writing
 
-KEY = "record_key"  # column of a part's clips.tsv
 PADDED = "-padded"  # ends the name of a record that `--short skip` would not have made
 LOG_INTERVAL = 60.0  # seconds from one word on the progress to the next where nobody watches
 

@@ -21,12 +21,11 @@ from ml_collections import ConfigDict
 from mmaudio_jax import commands, errors, weights
 from mmaudio_jax.data import media, part
 from mmaudio_jax.data.clips import clips_of
-from mmaudio_jax.data.example import StoredFeatures, source_of
+from mmaudio_jax.data.example import KEY, StoredFeatures, source_of
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import Row, Table, read_table, write_table
 from mmaudio_jax.data.wording import count
 from mmaudio_jax.errors import UserError
-from mmaudio_jax.extraction import KEY
 from mmaudio_jax.files import atomic_file
 from mmaudio_jax.sequence import MAX_DURATION, MIN_DURATION
 

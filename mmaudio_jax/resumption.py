@@ -6,14 +6,24 @@ from typing import Any
 
 from mmaudio_jax.errors import UserError
 
+WORDS = {  # in what the run is another, and what to do about it, where the values are hashes or not the user's own
+    "base.fingerprint": "the base's weights are not those that it began with; bring them back",
+    "start.fingerprint": "config.lora.start names another adapter than the one that it began as; name that one",
+    "data.encoders": "the features of --config.data were made with other encoders than those that it began with; "
+    "bring the old ones back",
+    "data.examples": "it was begun by another release, which kept less of what it trains on; go on with that one",
+    "data.examples.dtype": "the features of --config.data have another dtype than those that it began with; "
+    "bring the old ones back",
+    "data.examples.ids": "--config.data names other clips than those that it began with, or repeats or splits them "
+    "otherwise; name the old ones",
+    "data.examples.captions": "captions in --config.data are not those that it began with; bring the old features back",
+    "data.examples.recipes": "the features of --config.data were made of other videos or times than those that it "
+    "began with, or with other settings; bring the old ones back",
+}
 ADVICE = {  # where the value cannot be given
-    "base.fingerprint": "the base's weights are not those that the run began with: bring them back",
-    "data.ids_sha256": "--config.data names other clips than the run's, or repeats or splits them otherwise: "
-    "name the old ones",
     "config.num_steps": "a run's length is part of its schedule; to train on, start another run from it "
     "(--config.lora.start) or from what python -m mmaudio_jax.merge makes of it",
     "start": "a run cannot begin as another adapter once it has begun: leave config.lora.start as it was",
-    "start.fingerprint": "config.lora.start names another adapter than the one that the run began as: name that one",
 }
 # what a resumed run may have otherwise: how it is shown, read, shared out and kept, and where the same things lie
 MAY_CHANGE = (
@@ -39,7 +49,8 @@ def check_same(stored: Any, asked: Any, workdir: Path, name: str = "") -> None:
     elif (list(stored) if isinstance(stored, tuple) else stored) != (
         list(asked) if isinstance(asked, tuple) else asked
     ):
-        raise UserError(
-            f"{workdir} holds another run: its {name} is {stored!r}, now it is {asked!r}; "
-            f"{ADVICE.get(name, 'give the old value to go on with it')}, or choose another --workdir"
-        )
+        said = WORDS.get(name) or WORDS.get(name.rpartition(".")[0])  # of an encoder, that of all
+        if said is None:
+            advice = ADVICE.get(name, "give the old value to go on with it")
+            said = f"its {name} is {stored!r}, now it is {asked!r}; {advice}"
+        raise UserError(f"{workdir} holds another run: {said}, or choose another --workdir")

@@ -143,7 +143,7 @@ def test_the_column_split_of_the_data_decides_and_is_told(settings, monkeypatch)
 
     def told():
         examples = experiment.Examples(features, settings)
-        return experiment.identify(settings, base, examples, "", None)["data"]["ids_sha256"]
+        return experiment.identify(settings, base, examples, "", None)["data"]["examples"]["ids"]
 
     drawn = told()
     with monkeypatch.context() as patch:

@@ -253,7 +253,10 @@ def test_a_run_goes_on_without_its_start_but_from_no_other(small_config, stages,
             train(second_stage(small_config, start), two)
             assert "has come to step 1 and so is finished" in capsys.readouterr().out
         for start, message in (
-            (f"{moved}@6", "its start.fingerprint is .*; config.lora.start names another adapter"),
+            (
+                f"{moved}@6",
+                "holds another run: config.lora.start names another adapter than the one",
+            ),
             (f"{one}@6", "one is no training run: it does not exist"),
             (None, "its start is {.*, now it is None"),
         ):

@@ -23,6 +23,7 @@ VIDEO = ("clip_f", "sync_f")
 CONDITIONS = (*VIDEO, "text_f")
 CAPTION_COLUMNS = ("caption", "label")
 SOURCE_COLUMNS = ("original_video", "title_folder", "video_path", "id")
+KEY = "record_key"  # column of an extracted set's table: all that decides an example, as the extraction names it
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that conditions are stored in
 
@@ -200,6 +201,11 @@ class FeatureSet(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def recipes(self) -> list[str]:
+        """What decided the features of each example, but for a video's time of change; empty where it is not known."""
+
+    @property
+    @abc.abstractmethod
     def sides(self) -> list[str]:
         """One of `SIDES` an example, as the column `split` of its table says; empty where it says nothing.
 
@@ -320,6 +326,11 @@ class StoredFeatures(FeatureSet):
         return [source_of(row) for row in self.table.rows]
 
     @property
+    def recipes(self) -> list[str]:
+        """As of `FeatureSet`."""
+        return [recipe_of(row) for row in self.table.rows]
+
+    @property
     def sides(self) -> list[str]:
         """As of `FeatureSet`."""
         sides = [row.get("split", "").strip() for row in self.table.rows]
@@ -340,3 +351,9 @@ def caption_of(row: Row) -> str:
 def source_of(row: Row) -> str:
     """The video that the example of a row was cut from: what stands in the first of `SOURCE_COLUMNS` that is filled."""
     return next((row[name] for name in SOURCE_COLUMNS if row.get(name, "").strip()), "")
+
+
+def recipe_of(row: Row) -> str:
+    """What decided the features of a row's example: its `KEY`, which is HASH-SIZE-TIME, without the time."""
+    digest, *about = row.get(KEY, "").split("-")
+    return "-".join([digest, *about[:1], *about[2:]])

@@ -134,6 +134,11 @@ class Mixture(FeatureSet):
         return [source for features in self.sets for source in features.sources]
 
     @property
+    def recipes(self) -> list[str]:
+        """As of `FeatureSet`."""
+        return [recipe for features in self.sets for recipe in features.recipes]
+
+    @property
     def sides(self) -> list[str]:
         """As of `FeatureSet`."""
         return [side for features in self.sets for side in features.sides]
