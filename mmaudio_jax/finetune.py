@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mmaudio_jax import commands, errors, weights
 from mmaudio_jax.data import media, part
 from mmaudio_jax.data.clips import clips_of
-from mmaudio_jax.data.example import KEY, StoredFeatures, source_of
+from mmaudio_jax.data.example import KEY, StoredFeatures, recipe_of, source_of
 from mmaudio_jax.data.records import open_features
 from mmaudio_jax.data.table import Row, Table, read_table, write_table
 from mmaudio_jax.data.wording import count
@@ -112,6 +112,12 @@ def once(folder: Folder, command: Sequence[str], results: Sequence[Path], inputs
     if code == 0:
         folder.note(name, made_of)
     return code
+
+
+def with_recipes(table: Table, features: StoredFeatures) -> list[Row]:
+    """The clips, each with what decided its features, which another video changes and one that was touched does not."""
+    recipes = {row["id"]: recipe_of(row) for row in features.table.rows}
+    return [row | {KEY: recipes.get(row["id"], "")} for row in table.rows]
 
 
 def check_run(folder: Folder, clips: Iterable[Row], columns: Sequence[str]) -> None:
@@ -390,8 +396,7 @@ def main() -> None:
     table = prepare(args, folder)
     check_run(folder, table.rows, TRAINED_COLUMNS)
     features = extract(args, folder, table)
-    records = {row["id"]: row.get(KEY, "") for row in features.table.rows}  # another video makes another
-    clips = [row | {KEY: records.get(row["id"], "")} for row in table.rows]
+    clips = with_recipes(table, features)
     check_run(folder, clips, (*TRAINED_COLUMNS, KEY))
     check(args, folder)
     ids = choose_sounds(args, folder, features)

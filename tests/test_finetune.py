@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +141,15 @@ def test_a_run_goes_on_with_the_clips_that_it_began_with_alone(change, said, tmp
         finetune.check_run(folder, now, columns)
     folder.run.rmdir()
     finetune.check_run(folder, now, columns)
+
+
+def test_a_video_that_was_only_touched_is_the_same_clip():
+    def told(key):
+        rows = [{"id": "a"}, {"id": "could not be used"}]
+        features = SimpleNamespace(table=SimpleNamespace(rows=[{"id": "a", "record_key": key}]))
+        return finetune.with_recipes(SimpleNamespace(rows=rows), features)
+
+    assert told("digest-1f-2e") == told("digest-1f-2f") != told("digest-2f-2e")
 
 
 def test_what_is_whole_is_not_made_again(made, capsys):
