@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from mmaudio_jax import distributed, trees
 from mmaudio_jax.errors import Damaged, UserError, reading
-from mmaudio_jax.files import atomic_directory
+from mmaudio_jax.files import atomic_directory, writing
 from mmaudio_jax.lora import LoRAConfig
 from mmaudio_jax.resumption import check_same
 
@@ -42,14 +42,24 @@ class _Kept:
     def __exit__(self, *error) -> None:
         self.close()
 
+    def check(self) -> None:
+        """Raises what a save has met that has ended; waits for none."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk; an OSError that names the folder if it takes no more."""
+        with writing(self._manager.directory):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and ends."""
         self.wait()
         self._manager.close()
+
+    def _save(self, step: int, items: Mapping[str, ocp.args.CheckpointArgs], **options) -> None:
+        with writing(self._manager.directory):
+            self._manager.save(step, args=ocp.args.Composite(**items), **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,16 +125,13 @@ class RunCheckpoints(_Kept):
 
     def save(self, step: int, state: State, progress: Progress, loss: float | None = None) -> None:
         """Starts saving; the state has been copied when this returns. `loss` is the validation's, if there was one."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                run=ocp.args.JsonSave(self._run),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-                checksums=ocp.args.JsonSave(_checksums(state) | _digests(self._run, progress, loss)),
-            ),
-            metrics=None if loss is None else {"loss": loss},
-        )
+        items = {
+            "state": ocp.args.PyTreeSave(state),
+            "run": ocp.args.JsonSave(self._run),
+            "progress": ocp.args.JsonSave(dataclasses.asdict(progress)),
+            "checksums": ocp.args.JsonSave(_checksums(state) | _digests(self._run, progress, loss)),
+        }
+        self._save(step, items, metrics=None if loss is None else {"loss": loss})
 
     @property
     def latest_step(self) -> int | None:
@@ -201,12 +208,8 @@ class Snapshots(_Kept):
     def save(self, step: int, averages: Mapping[str, trees.Params]) -> None:
         """Starts saving {σ_rel: params}."""
         averages = dict(averages)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(averages), checksums=ocp.args.JsonSave(_checksums(averages))
-            ),
-        )
+        items = {"state": ocp.args.PyTreeSave(averages), "checksums": ocp.args.JsonSave(_checksums(averages))}
+        self._save(step, items)
 
     def widths(self, step: int) -> list[str]:
         """The σ_rel of a step's averages, as they are spelt in `load`."""

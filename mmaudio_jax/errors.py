@@ -68,6 +68,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
         logging.set_verbosity(logging.FATAL)  # Orbax narrates every save and restore; what fails is said below
+        sys.unraisablehook = _unraisable
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # a console of few characters must not end a run
         try:
@@ -91,6 +92,14 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(code or 0)
 
     return run
+
+
+def _unraisable(unraisable) -> None:
+    """Shows what nobody can catch, but for what follows on a save of Orbax that has failed, which is said for itself:
+    it closes a loop that TensorStore's threads still answer to, once for each array.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _asked(path: str | None) -> str:

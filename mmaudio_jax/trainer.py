@@ -301,6 +301,8 @@ class _Run:
     def _log(self, step: int) -> None:
         """Fetches the measures of the steps since the last line, and so waits for them."""
         measures = jax.device_get([measures for _, measures in self._pending])
+        for saves in filter(None, (self._checkpoints, self._snapshots)):
+            saves.check()
         values = {f"train/{name}": value for name, value in train_step.means(measures).items()}
         values["train/learning_rate"] = float(self._learning_rate(step - 1))
         values |= self._clock.rates(step, self._config.step_size)

@@ -1,5 +1,6 @@
 """A run that is killed, or told to stop, and started again ends in the same bits as one that nothing interrupted."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -65,3 +66,15 @@ def test_told_to_stop_with_all_its_processes_it_saves_and_goes_on(small_run, who
     assert not different(told.state(whole.step()), whole.state(whole.step()))
     assert told.rows() == whole.rows()
     assert "Traceback" not in told.printed()
+
+
+def test_a_save_that_fails_is_one_sentence_and_the_run_goes_on_where_there_is_room(small_run, whole):
+    full = small_run("full")
+    limited = dataclasses.replace(full, arguments=["bash", "-c", 'ulimit -f 60; exec "$@"', "_", *full.arguments])
+    assert limited.start().wait() == 1, full.printed()
+    (line,) = [line for line in full.printed().splitlines() if line.startswith("error: ")]
+    assert re.match(f"error: {full.workdir}/(checkpoints|ema): File too large; `ulimit -f`, or .*: raise it, or", line)
+    assert full.printed().endswith(f"{line}\n") and "Traceback" not in full.printed()
+    assert (full.saved(), len(full.unfinished())) == (0, 1) and full.step() <= 2 * soak.EVERY
+    full.finish()
+    assert not different(full.left(), whole.left())

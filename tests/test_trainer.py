@@ -1,7 +1,9 @@
 """The training loop on a network of its own: nothing in it is MMAudio's. A linear layer learns with a LoRA."""
 
+import errno
 import json
 import math
+import os
 
 import filelock
 import jax
@@ -147,6 +149,24 @@ def test_spoilt_steps_are_named_and_change_nothing(tmp_path):
     ]
     assert lines(tmp_path / "run", "train/skipped")[3] == 1 and lines(tmp_path / "run", "train/skipped")[5] == 0
     assert math.isfinite(lines(tmp_path / "run", "validation/loss")[8])
+
+
+@pytest.mark.parametrize("saves", [checkpoint.RunCheckpoints, checkpoint.Snapshots])
+def test_a_save_that_fails_is_told_with_the_next_line_of_measures(tmp_path, monkeypatch, saves):
+    def fail():
+        raise RuntimeError(f"write() failed: {os.strerror(errno.ENOSPC)}")
+
+    def save(self, *args):
+        real(self, *args)
+        self.wait()  # so that it has ended when it is asked after
+        monkeypatch.setattr(self._manager, "wait_until_finished", fail)
+
+    real = saves.save
+    monkeypatch.setattr(saves, "save", save)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        train(tmp_path / "run", ema=ema.EMAConfig((0.1,), 2))
+    assert error.value.filename == str(tmp_path / "run" / ("ema" if saves is checkpoint.Snapshots else "checkpoints"))
+    assert list(lines(tmp_path / "run", "train/loss")) == [1, 2]
 
 
 def test_too_many_spoilt_steps_in_a_row_stop_the_run_with_the_checkpoint_from_before(tmp_path):
