@@ -30,7 +30,7 @@ from mmaudio_jax import (
     trees,
     weights,
 )
-from mmaudio_jax.checkpoint import Adapter, RunCheckpoints, load_adapter, read_run
+from mmaudio_jax.checkpoint import FOLDER, Adapter, RunCheckpoints, load_adapter, read_run
 from mmaudio_jax.data import dataset, mixture
 from mmaudio_jax.data.example import FeatureSet
 from mmaudio_jax.dry_run import report
@@ -87,6 +87,18 @@ class TrainConfig(LoopConfig):
         ):
             if getattr(self, name) not in known:
                 raise UserError(f"config.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises a UserError unless a run can lie there: in a folder that is new, empty, or a run's already."""
+    there = next(place for place in (workdir, *workdir.parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; --workdir must name a folder")
+    if there == workdir and not any((workdir / name).exists() for name in (FOLDER, trainer.LOCK)):
+        if others := sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")):
+            raise UserError(
+                f"{workdir} holds other things than a run, the first {others[0]}; choose a new or an empty --workdir"
+            )
 
 
 def check_fits(features: FeatureSet, config: MMAudioConfig, model: str) -> None:
@@ -304,8 +316,7 @@ def run(config: TrainConfig, workdir: Path, dry_run: bool, devices: Sequence[jax
 
     A dry run prints what would happen and stops.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir} is a file; --workdir must name a folder")
+    check_workdir(workdir)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.batch_size, mesh)
     base = weights.load(Path(config.weights) / config.model, "mmaudio", mesh=mesh)

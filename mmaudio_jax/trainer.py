@@ -23,6 +23,7 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.files import atomic_file
 from mmaudio_jax.metrics import Clock, MetricWriter, NoWriter
 
+LOCK = ".lock"  # of a workdir: held by the run that is at work in it
 START_AGAIN = 75  # exit code of a run that was told to stop and has saved; sysexits.h calls it EX_TEMPFAIL
 
 Batch = Mapping[str, np.ndarray]
@@ -171,7 +172,7 @@ def train(
 @contextlib.contextmanager
 def _alone_in(workdir: Path) -> Iterator[None]:
     """Holds the lock of a workdir; the system releases it when the main process ends, however it does."""
-    lock = filelock.FileLock(workdir / ".lock", blocking=False)
+    lock = filelock.FileLock(workdir / LOCK, blocking=False)
     with distributed.together():
         if distributed.is_main():
             workdir.mkdir(parents=True, exist_ok=True)

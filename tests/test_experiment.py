@@ -347,6 +347,26 @@ def test_another_run_s_workdir_is_refused_by_the_key_that_differs(small_config, 
         train(changed, finished[0])
 
 
+def test_a_workdir_that_is_no_place_for_a_run_is_refused_at_once(small_config, tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    for workdir, message in (
+        ("videos", "videos holds other things than a run, the first a.mp4; choose a new or an empty --workdir"),
+        ("videos/a.mp4", "a.mp4 is a file; --workdir must name a folder"),
+        ("videos/a.mp4/run", "a.mp4 is a file; --workdir must name a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(small_config, weights="no folder"), tmp_path / workdir)
+    assert [path.name for path in tmp_path.rglob("*")] == ["videos", "a.mp4"]
+    (tmp_path / "empty").mkdir()
+    for fine in ("empty", "new/folder"):
+        experiment.check_workdir(tmp_path / fine)
+    for left in (".lock", "checkpoints"):  # of a run that was killed, or copied
+        (tmp_path / left / left).mkdir(parents=True)
+        (tmp_path / left / "log.txt").touch()
+        experiment.check_workdir(tmp_path / left)
+
+
 def test_weights_that_are_not_there_name_the_command(small_config, tmp_path):
     missing = dataclasses.replace(small_config, weights=str(tmp_path))
     with pytest.raises(UserError, match=r"there are no weights in .*small_16k.*; bring them with `python -m convert"):
