@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from absl import logging
@@ -68,7 +69,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args, **kwargs) -> None:
         logging.set_verbosity(logging.FATAL)  # Orbax narrates every save and restore; what fails is said below
-        sys.unraisablehook = _unraisable
+        sys.unraisablehook, threading.excepthook = _unraisable, _ended_thread
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # a console of few characters must not end a run
         try:
@@ -100,6 +101,16 @@ def _unraisable(unraisable) -> None:
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _ended_thread(ended) -> None:
+    """Ends the program if a library's thread met a full disk, as TensorBoard's: who feeds it would wait for ever."""
+    if not (full := full_disk(ended.exc_value)):
+        threading.__excepthook__(ended)
+        return
+    print(f"error: {_asked(full.filename)}: {full.strerror}; {ADVICE[full.errno]}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _asked(path: str | None) -> str:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from mmaudio_jax import boards, plots
-from mmaudio_jax.files import atomic_file
+from mmaudio_jax.files import atomic_file, writing
 
 Value = float | Float[np.ndarray, " k"]
 
@@ -158,7 +158,8 @@ class MetricWriter:
         self._bar.write(f"step {step:>6}  {what}; its examples are {', '.join(names[:NAMED])}{more}")
 
     def _append(self, step: int, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **content}) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **content}) + "\n")
 
     def progress(self, step: int) -> None:
         """Moves the progress bar."""
@@ -167,11 +168,11 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes everything to disk."""
         self._bar.close()
-        for board in self._boards:
-            board.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with writing(self._workdir), self._file:
+            for board in self._boards:
+                board.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 class NoWriter:

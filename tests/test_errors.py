@@ -34,6 +34,17 @@ def test_a_full_disk_is_one_sentence_whatever_library_meets_it(capsys, number):
             raise error
 
 
+def test_a_thread_that_meets_a_full_disk_ends_the_program_that_waits_for_it():
+    code = """
+import errno, queue, threading
+from mmaudio_jax import errors
+def fail(): raise OSError(errno.ENOSPC, "No space left on device", "x")
+def wait(): threading.Thread(target=fail).start(); queue.Queue().get()
+errors.main(wait)()"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, "error: x: No space left on device; make room and start again\n")
+
+
 def test_ctrl_c_ends_at_once_and_says_so():
     code = "from mmaudio_jax import errors\ndef stop(): print('at work'); raise KeyboardInterrupt\nerrors.main(stop)()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from mmaudio_jax import checkpoint, ema, lora, optim, sharding, trainer, trees
 from mmaudio_jax.errors import UserError
+from mmaudio_jax.metrics import MetricWriter
 
 LORA = lora.LoRAConfig(2, 2.0, False, 0.0, ("layer",), {"layer": "layer"}, ranks={}, alphas={}, start=None)
 CONFIG = trainer.LoopConfig(
@@ -167,6 +168,17 @@ def test_a_save_that_fails_is_told_with_the_next_line_of_measures(tmp_path, monk
         train(tmp_path / "run", ema=ema.EMAConfig((0.1,), 2))
     assert error.value.filename == str(tmp_path / "run" / ("ema" if saves is checkpoint.Snapshots else "checkpoints"))
     assert list(lines(tmp_path / "run", "train/loss")) == [1, 2]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has it")
+def test_measures_that_find_no_room_name_the_file(tmp_path):
+    writer = MetricWriter(tmp_path, 0, 1, None, {})
+    writer._file.close()
+    writer._file = open("/dev/full", "a", buffering=1)
+    for act, place in ((lambda: writer.write(1, {"train/loss": 1.0}), "metrics.jsonl"), (writer.close, "")):
+        with pytest.raises(OSError, match="No space left on device") as error:
+            act()
+        assert error.value.filename == str(tmp_path / place)
 
 
 def test_too_many_spoilt_steps_in_a_row_stop_the_run_with_the_checkpoint_from_before(tmp_path):
