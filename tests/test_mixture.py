@@ -89,6 +89,18 @@ def test_a_mistake_in_the_names_is_told(text, message):
         mixture.parse(text)
 
 
+def test_what_is_no_set_is_told_with_what_may_be_meant(folder, tmp_path):
+    (tmp_path / "clips.tsv").touch()
+    for path, message in (
+        (tmp_path / "clips.tsv", "clips.tsv is a file and no feature set; .* --out data/mine` makes one of a table"),
+        (f"{folder}/films {folder}/sounds", r"there is no feature set .*, write `SET\*3, SET, SET`$"),
+        (f"{folder}/films*3, {folder}/sounds", r"there is no feature set .*, write `SET\*3, SET, SET`$"),
+        (f"{folder}/fims", "there is no feature set .*/fims; make it with .*/fims`$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_features(path)
+
+
 def test_one_set_is_as_it_is(folder):
     alone, plain = mixture.open_mixture(f"{folder}/films"), open_features(folder / "films")
     assert (alone.path, alone.metadata, alone.ids, alone.sources) == (

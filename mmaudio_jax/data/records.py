@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +41,11 @@ def open_features(path: str | os.PathLike, *, damaged: bool = False) -> StoredFe
     path = Path(path)
     if (path / "meta.json").is_file():
         return TensorDictFeatures(path, damaged=damaged)
+    if path.is_file():
+        raise UserError(f"{path} is a file and no feature set; `{COMMAND} data/mine` makes one of a table of clips")
     if not path.is_dir():
+        if any(Path(word).is_dir() for word in re.split(r"[\s,*]+", str(path)) if word):
+            raise UserError(f"there is no feature set {path}; where a command takes several, write `SET*3, SET, SET`")
         raise UserError(f"there is no feature set {path}; make it with `{COMMAND} {path}`")
     if PartName.parse(path.absolute().name):
         raise UserError(f"{path} is one part of a feature set; give the folder that holds it, {path.parent}")
