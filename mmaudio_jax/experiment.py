@@ -211,6 +211,8 @@ class Examples:
             )
         if any(self.features.sides):
             lines.append("the column split of the data says which; config.validation_fraction is not used")
+        if (size := self._config.step_size) > (count := len(self._epoch)):
+            lines.append(f"a step of {size} examples is more than an epoch, of {count}: some come several times in it")
         return "\n".join(lines)
 
 

@@ -150,10 +150,12 @@ def test_the_column_split_of_the_data_decides_and_is_told(settings, monkeypatch)
         patch.setattr(StoredFeatures, "sources", [f"video{(i + 1) // 3}" for i in range(12)])
         assert told() != drawn  # the same ids, and others of them validate
     monkeypatch.setattr(StoredFeatures, "sides", ["val"] * 4 + ["test"] * 2 + ["train"] * 6)
-    examples = experiment.Examples(features, settings)
+    examples = experiment.Examples(features, dataclasses.replace(settings, batch_size=3, accumulation=2))
     assert (len(examples.train_rows), examples.validation_rows.tolist()) == (6, [0, 1, 2, 3])
     assert examples.table() == (
         f"{settings.data}: 6 examples train, 4 validate, 2 do neither\n"
         "the column split of the data says which; config.validation_fraction is not used"
     )
+    more = experiment.Examples(features, dataclasses.replace(settings, batch_size=7, accumulation=1))
+    assert more.table().endswith("\na step of 7 examples is more than an epoch, of 6: some come several times in it")
     assert told() != drawn
