@@ -38,6 +38,8 @@ from mmaudio_jax.errors import UserError
 from mmaudio_jax.models.mmaudio import REMAT, MMAudio, MMAudioConfig
 from mmaudio_jax.trainer import LoopConfig, Network
 
+LOGS = (".log", ".out", ".err", ".txt")  # that a shell or a cluster may write to a workdir before a run does
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(LoopConfig):
@@ -90,12 +92,13 @@ class TrainConfig(LoopConfig):
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises a UserError unless a run can lie there: in a folder that is new, empty, or a run's already."""
+    """Raises a UserError unless a run can lie there: in a folder that is new, a run's already, or holds logs at most."""
     there = next(place for place in (workdir, *workdir.parents) if place.exists())
     if not there.is_dir():
         raise UserError(f"{there} is a file; --workdir must name a folder")
     if there == workdir and not any((workdir / name).exists() for name in (FOLDER, trainer.LOCK)):
-        if others := sorted(path.name for path in workdir.iterdir() if not path.name.startswith(".")):
+        found = (path for path in workdir.iterdir() if not path.name.startswith("."))
+        if others := sorted(path.name for path in found if path.is_dir() or path.suffix not in LOGS):
             raise UserError(
                 f"{workdir} holds other things than a run, the first {others[0]}; choose a new or an empty --workdir"
             )

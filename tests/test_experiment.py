@@ -358,8 +358,9 @@ def test_a_workdir_that_is_no_place_for_a_run_is_refused_at_once(small_config, t
         with pytest.raises(UserError, match=message):
             train(dataclasses.replace(small_config, weights="no folder"), tmp_path / workdir)
     assert [path.name for path in tmp_path.rglob("*")] == ["videos", "a.mp4"]
-    (tmp_path / "empty").mkdir()
-    for fine in ("empty", "new/folder"):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "train-7.log").touch()  # as of `… > runs/mine/train.log`, or a cluster's
+    for fine in ("logs", "new/folder"):
         experiment.check_workdir(tmp_path / fine)
     for left in (".lock", "checkpoints"):  # of a run that was killed, or copied
         (tmp_path / left / left).mkdir(parents=True)
