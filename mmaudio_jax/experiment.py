@@ -92,7 +92,7 @@ class TrainConfig(LoopConfig):
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises a UserError unless a run can lie there: in a folder that is new, a run's already, or holds logs at most."""
+    """Raises a UserError unless a run can lie there: in a folder that is new, or a run's, or holds logs at most."""
     there = next(place for place in (workdir, *workdir.parents) if place.exists())
     if not there.is_dir():
         raise UserError(f"{there} is a file; --workdir must name a folder")
