@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 
 from absl import logging
@@ -70,6 +71,7 @@ def main(function: Callable[..., int | None]) -> Callable[..., None]:
     def run(*args, **kwargs) -> None:
         logging.set_verbosity(logging.FATAL)  # Orbax narrates every save and restore; what fails is said below
         sys.unraisablehook, threading.excepthook = _unraisable, _ended_thread
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # as are Orbax's, of a save that failed
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")  # a console of few characters must not end a run
         try:

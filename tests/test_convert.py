@@ -331,5 +331,5 @@ def test_leaves_nothing_behind_when_writing_fails(golden, tmp_path, monkeypatch)
         convert(source, tmp_path, quiet=True)
     assert list(tmp_path.iterdir()) == []
     occupied.touch()
-    with pytest.raises(UserError, match="tiny cannot be written: "):
+    with pytest.raises(UserError, match="file is a file, not a folder to write something in"):
         convert(source, occupied, quiet=True)
