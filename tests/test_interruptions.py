@@ -75,6 +75,8 @@ def test_a_save_that_fails_is_one_sentence_and_the_run_goes_on_where_there_is_ro
     (line,) = [line for line in full.printed().splitlines() if line.startswith("error: ")]
     assert re.match(f"error: {full.workdir}/(checkpoints|ema): File too large; `ulimit -f`, or .*: raise it, or", line)
     assert full.printed().endswith(f"{line}\n") and "Traceback" not in full.printed()
-    assert len(full.unfinished()) == 1 and full.step() <= 3 * soak.EVERY  # the first save or, as sizes vary, the next
+    # the first save or, as sizes vary, the next; either is told before the save after it
+    assert len(full.unfinished()) == 1 and full.saved() in (0, soak.EVERY)
+    assert full.step() <= full.saved() + 2 * soak.EVERY
     full.finish()
     assert not different(full.left(), whole.left())
